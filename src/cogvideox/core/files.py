@@ -1,0 +1,35 @@
+"""Files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path` (same suffix, a file or a folder that the caller makes) and rename it
+    to `path` when the block ends well; on any error, Ctrl-C included, it is removed and `path` stays as it was.
+
+    A folder that already stands at `path` is replaced only after the new one is complete.
+    """
+    path = Path(path)
+    holder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    partial = holder / path.name
+    try:
+        yield partial
+        if path.is_dir() and partial.is_dir():
+            path.rename(holder / "replaced")
+        os.replace(partial, path)
+    finally:
+        shutil.rmtree(holder, ignore_errors=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write `text` to `path` atomically, in UTF-8."""
+    with atomic_path(path) as partial:
+        partial.write_text(text, encoding="utf-8")

@@ -1,0 +1,164 @@
+"""Training of the VAE on rendered clips: L1 + gradient + KL, images first, then short clips, then longer ones."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from cogvideox.core import rng
+from cogvideox.data.storybook import World
+from cogvideox.models.specs import VAESpec
+from cogvideox.models.vae.autoencoder import VAE
+
+
+@dataclass(frozen=True, kw_only=True)
+class VAEStage:
+    """A part of the run with one clip shape."""
+
+    steps: int
+    batch: int
+    frames: int
+    """4k+1; 1 for images."""
+    crop: int
+    """Side in pixels of the square that is cut from each clip."""
+    sizes: tuple[int, ...] = (128,)
+    """Sides in pixels at which clips are rendered, one drawn per batch; at least `crop`."""
+
+
+class VAEBatches(Dataset[Any]):
+    """Step -> uint8 clips (B, T, crop, crop, 3), a pure function of (seed, step)."""
+
+    def __init__(self, stages: tuple[VAEStage, ...], seed: int, split: str = "train") -> None:
+        self.stages, self.seed, self.split = stages, seed, split
+        self.world: World | None = None
+
+    def __len__(self) -> int:
+        return sum(stage.steps for stage in self.stages)
+
+    def stage(self, step: int) -> VAEStage:
+        for stage in self.stages:
+            if step < stage.steps:
+                return stage
+            step -= stage.steps
+        raise IndexError(step)
+
+    def __getitem__(self, step: int) -> Tensor:
+        if self.world is None:
+            self.world = World(seed=self.seed, split=self.split)
+        stage, draw = self.stage(step), rng.generator(self.seed, "vae-batch", step)
+        side = int(draw.choice(stage.sizes))
+        clips = []
+        for index in draw.integers(2**40, size=stage.batch):
+            clip = self.world.clip(int(index), duration=stage.frames / 8)
+            start = float(draw.uniform(0.0, 1.0))
+            video = clip.render(frames=stage.frames, fps=8, height=side, width=side, start=start)
+            y, x = draw.integers(side - stage.crop + 1, size=2)
+            clips.append(video[:, y : y + stage.crop, x : x + stage.crop])
+        return torch.from_numpy(np.stack(clips))
+
+
+def to_model(video_BTHWC: Tensor, dtype: torch.dtype) -> Tensor:
+    """uint8 (B, T, H, W, 3) -> (B, 3, T, H, W) in [-1, 1]."""
+    return (video_BTHWC.permute(0, 4, 1, 2, 3).float() / 127.5 - 1.0).to(dtype)
+
+
+def gradient_l1(error: Tensor) -> Tensor:
+    """Mean absolute spatial difference of the error: punishes blur, which plain L1 forgives."""
+    return error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
+
+
+class VAETask:
+    """L1 + `gradient_weight` * gradient L1 + `kl_weight` * KL (nats per latent number)."""
+
+    def __init__(
+        self,
+        spec: VAESpec,
+        stages: tuple[VAEStage, ...],
+        *,
+        seed: int,
+        kl_weight: float,
+        gradient_weight: float,
+    ) -> None:
+        torch.manual_seed(
+            seed
+        )  # only initial weights are drawn from the global generator, here and at no other time
+        self.model = VAE(spec)
+        for name, parameter in self.model.named_parameters():
+            if "conv2.weight" in name:
+                torch.nn.init.zeros_(parameter)  # every residual block starts as the identity
+        self.model.to(torch.bfloat16)
+        for module in self.model.modules():
+            if isinstance(module, torch.nn.Conv3d):
+                module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last_3d)
+            elif isinstance(module, torch.nn.Conv2d):
+                module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
+        self.spec, self.stages, self.seed = spec, stages, seed
+        self.kl_weight, self.gradient_weight = kl_weight, gradient_weight
+        self._held_out: list[Tensor] = []
+
+    def batches(self) -> VAEBatches:
+        return VAEBatches(self.stages, self.seed)
+
+    def is_matrix(self, name: str, parameter: Tensor) -> bool:
+        ends = ("encoder.conv_in", "encoder.conv_out", "decoder.conv_in", "decoder.conv_out")
+        return parameter.ndim >= 4 and not name.startswith(ends)
+
+    def loss(self, batch: Tensor, step: int) -> tuple[Tensor, dict[str, float]]:
+        video = to_model(batch, torch.bfloat16)
+        posterior = self.model.posterior(video)
+        noise = rng.normal(posterior.mean.shape, self.seed, "posterior", step).to(posterior.mean)
+        reconstruction = self.model.decode(posterior.sample(noise) * self.spec.scale)
+        error = (reconstruction - video).float()
+        l1, gradient = error.abs().mean(), gradient_l1(error)
+        kl = _float_kl(posterior.mean, posterior.logvar)
+        loss = l1 + self.gradient_weight * gradient + self.kl_weight * kl
+        psnr = -10 * math.log10(max(1e-9, error.detach().square().mean().item() / 4))
+        spread = posterior.mean.detach().float().std().item()
+        return loss, {"l1": l1.item(), "kl": kl.item(), "psnr": psnr, "std": spread}
+
+    def held_out(self, count: int = 16, frames: int = 17, side: int = 128) -> list[Tensor]:
+        """Fixed clips of the held-out split, uint8 (1, T, H, W, 3)."""
+        if not self._held_out:
+            world = World(seed=self.seed, split="heldout")
+            for index in range(count):
+                video = world.clip(index, duration=frames / 8).render(
+                    frames=frames, fps=8, height=side, width=side
+                )
+                self._held_out.append(torch.from_numpy(video[None]))
+        return self._held_out
+
+    @torch.no_grad()
+    def evaluate(self, weights: dict[str, Tensor], folder: Path, step: int) -> dict[str, float]:
+        """PSNR in dB on held-out clips at 128x128, mean over frames and clips; writes `step.png` to look at."""
+        model = VAE(self.spec).to(torch.bfloat16)
+        model.load_state_dict(weights)
+        scores, rows, spread = [], [], []
+        for clip in self.held_out():
+            video = to_model(clip, torch.bfloat16)
+            latents = model.encode(video)
+            spread.append(latents.float() / self.spec.scale)
+            decoded = model.decode(latents).float().clamp(-1, 1)
+            error = (decoded - video.float()).square().mean(dim=(0, 1, 3, 4)) / 4
+            scores.append((-10 * error.clamp(min=1e-10).log10()).mean().item())
+            if len(rows) < 8:
+                both = torch.cat([video.float(), decoded], dim=3)[0, :, ::5]
+                rows.append(((both + 1) * 127.5).round().byte().permute(2, 1, 3, 0).flatten(1, 2))
+        sheet = torch.cat([torch.cat(rows[i : i + 2], 1) for i in range(0, len(rows), 2)])
+        Image.fromarray(sheet.numpy()).save(folder / f"{step:06d}.png")
+        return {
+            "eval_psnr": round(sum(scores) / len(scores), 3),
+            "latent_std": torch.cat(spread).std().item(),
+        }
+
+
+def _float_kl(mean: Tensor, logvar: Tensor) -> Tensor:
+    mean, logvar = mean.float(), logvar.float()
+    return 0.5 * (mean.square() + logvar.exp() - 1.0 - logvar).mean()
