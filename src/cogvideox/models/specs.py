@@ -81,6 +81,15 @@ class ModelSpec:
     height: int = 480
     width: int = 720
     fps: int = 8
+    trained_frames: tuple[int, int] = (9, 49)
+    """Fewest and most frames of the training clips; outside of it results get worse, and generation says so."""
+    trained_side: tuple[int, int] = (480, 480)
+    """Smallest and largest short side in pixels of the training clips."""
+    sampler: str = "dpm++2m-sde"
+    steps: int = 50
+    guidance: float = 6.0
+    dynamic_guidance: str = "official"
+    """Mode of `diffusion.guidance`: how the guidance scale changes over the steps."""
     position_policy: Literal["interpolate", "extrapolate"] = "interpolate"
     """Positions for other sizes: scaled into the base grid, or plain integer coordinates."""
     unconditional: Literal["zeros", "empty"] = "zeros"
@@ -112,6 +121,8 @@ SPECS: dict[str, ModelSpec] = {
             transformer=TransformerSpec(layers=30, heads=30, positions=("sincos",)),
             vae=VAESpec(scale=1.15258426, condition_scale=1.15258426),
             snr_shift=3.0,
+            sampler="ddim",
+            dynamic_guidance="constant",
             dtype="float16",
             hub="zai-org/CogVideoX-2b",
         ),
@@ -137,6 +148,8 @@ SPECS: dict[str, ModelSpec] = {
             height=768,
             width=1360,
             fps=16,
+            trained_frames=(17, 161),
+            trained_side=(768, 768),
             position_policy="extrapolate",
             hub="zai-org/CogVideoX1.5-5B",
             licence=_LICENCE_5B,
@@ -149,6 +162,8 @@ SPECS: dict[str, ModelSpec] = {
             height=768,
             width=1360,
             fps=16,
+            trained_frames=(17, 161),
+            trained_side=(768, 768),
             position_policy="extrapolate",
             hub="zai-org/CogVideoX1.5-5B-I2V",
             licence=_LICENCE_5B,

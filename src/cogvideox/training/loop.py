@@ -106,7 +106,8 @@ def train(
         optimizer.load_state_dict(state["optimizer"])
         start = state["step"]
     log = (folder / "log.jsonl").open("a", encoding="utf-8")
-    began, saved, sums, bad = time.monotonic(), time.monotonic(), {}, 0
+    began, saved, bad = time.monotonic(), time.monotonic(), 0
+    sums: dict[str, list[float]] = {}
     for step, batch in enumerate(_stream(task.batches(), start, steps, workers), start):
         loss, metrics = task.loss(batch, step)
         loss.backward()
