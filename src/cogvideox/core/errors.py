@@ -13,7 +13,9 @@ class InputError(ValueError):
 
 
 class CheckpointError(InputError):
-    """A checkpoint does not fit: unknown or missing keys, wrong shapes, wrong base. Names the keys. Exit status 2."""
+    """A checkpoint does not fit: unknown or missing keys, wrong shapes, wrong base. Names the keys. Exit
+    status 2.
+    """
 
 
 class NonFiniteError(RuntimeError):

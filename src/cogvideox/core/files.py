@@ -12,8 +12,9 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path` (same suffix, a file or a folder that the caller makes) and rename it
-    to `path` when the block ends well; on any error, Ctrl-C included, it is removed and `path` stays as it was.
+    """Yield a temporary path beside `path` (same suffix, a file or a folder that the caller makes) and rename
+    it to `path` when the block ends well; on any error, Ctrl-C included, it is removed and `path` stays as it
+    was.
 
     A folder that already stands at `path` is replaced only after the new one is complete.
     """

@@ -1,8 +1,8 @@
 """The pack: several samples of any shapes in one sequence (paper section 3.1, Multi-Resolution Frame Pack).
 
-A clip, an image and each branch of classifier-free guidance are the same thing, a `Segment`. Attention never crosses
-segments, so a sample gives the same result packed as alone. Shape legend: S segments, L tokens of the whole pack
-(text and video), C channels, T H W latent grid, P numbers per patch.
+A clip, an image and each branch of classifier-free guidance are the same thing, a `Segment`. Attention never
+crosses segments, so a sample gives the same result packed as alone. Shape legend: S segments, L tokens of the
+whole pack (text and video), C channels, T H W latent grid, P numbers per patch.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Pixel, latent and token shapes, and the chunk plans of the VAE: the only place for these rules.
 
 Units: *frames* and *pixels* describe a video, *latents* what the VAE makes of it (T, H, W), *tokens* what the
-transformer sees after patching. Source: paper sections 2.1-2.2; the chunk lengths are those of the released weights,
-whose GroupNorm pools over a chunk, so that other lengths give other results.
+transformer sees after patching. Source: paper sections 2.1-2.2; the chunk lengths are those of the released
+weights, whose GroupNorm pools over a chunk, so that other lengths give other results.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ class ChunkPlan:
     sizes: tuple[int, ...]
     """Frames (encode) or latents (decode) per chunk, in order."""
     lead: bool = True
-    """True: the clip's first frame stands alone (1 frame <-> 1 latent), all others go 4 to 1. False: all go 4 to 1."""
+    """True: the clip's first frame stands alone (1 frame <-> 1 latent), all others go 4 to 1. False: all go 4
+    to 1.
+    """
 
     @property
     def length(self) -> int:
@@ -56,9 +58,11 @@ def decode_plan(latents: int) -> ChunkPlan:
 
 
 def parity_plan(length: int, chunk: int) -> ChunkPlan:
-    """The plan by which `diffusers` runs any length: the first frame stands alone only if the first chunk is odd.
+    """The plan by which `diffusers` runs any length: the first frame stands alone only if the first chunk is
+    odd.
 
-    Equal to `encode_plan` and `decode_plan` for odd lengths; an even number of latents gives 4 frames for each.
+    Equal to `encode_plan` and `decode_plan` for odd lengths; an even number of latents gives 4 frames for
+    each.
     """
     sizes = _chunks(length, chunk)
     return ChunkPlan(sizes, lead=sizes[0] % 2 == 1)
@@ -103,8 +107,8 @@ class ClipShape:
 def plan_shape(patch: tuple[int, int, int], frames: int, height: int, width: int) -> ClipShape:
     """The nearest legal shape for a model with this patch (t, h, w): frames 4k+1, sides multiples of 16.
 
-    Ties go down, so that nothing gets bigger than asked for unless it must. Raises InputError for sizes below one
-    frame or one pixel.
+    Ties go down, so that nothing gets bigger than asked for unless it must. Raises InputError for sizes below
+    one frame or one pixel.
     """
     if frames < 1 or height < 1 or width < 1:
         raise InputError(f"illegal shape {frames} frames of {width}x{height}: all must be at least 1")

@@ -1,6 +1,7 @@
 """The transformer's input, built in one place for training, sampling and serving.
 
-Shape legend: C channels, T H W latent grid, L tokens, P numbers per patch. Latents are in the transformer's scale.
+Shape legend: C channels, T H W latent grid, L tokens, P numbers per patch. Latents are in the transformer's
+scale.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ class Sample:
     """Text embedding, (text tokens, text_dim)."""
     timestep: int
     condition_CTHW: Tensor | None = None
-    """Latents of the image condition as `image_condition` makes them; None fills in zeros where channels ask for it."""
+    """Latents of the image condition as `image_condition` makes them; None fills in zeros where channels ask
+    for it.
+    """
     weight: float = 1.0
     name: str = ""
 

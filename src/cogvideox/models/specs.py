@@ -22,9 +22,13 @@ class VAESpec:
     groups: int = 32
     """Groups of every GroupNorm."""
     scale: float = 0.7
-    """Latents are multiplied by this after encoding and divided before decoding, so that their variance is near 1."""
+    """Latents are multiplied by this after encoding and divided before decoding, so that their variance is
+    near 1.
+    """
     condition_scale: float = 0.7
-    """The same for the image condition of image-to-video models. The released 1.5-5B-I2V was trained with 1.0."""
+    """The same for the image condition of image-to-video models. The released 1.5-5B-I2V was trained with
+    1.0.
+    """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +86,8 @@ class ModelSpec:
     width: int = 720
     fps: int = 8
     trained_frames: tuple[int, int] = (9, 49)
-    """Fewest and most frames of the training clips; outside of it results get worse, and generation says so."""
+    """Fewest and most frames of the training clips; outside of it results get worse, and generation says so.
+    """
     trained_side: tuple[int, int] = (480, 480)
     """Smallest and largest short side in pixels of the training clips."""
     sampler: str = "dpm++2m-sde"

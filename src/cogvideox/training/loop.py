@@ -1,6 +1,7 @@
 """The training loop: stages of a recipe, a keyed data stream, checkpoints that resume exactly.
 
-Every batch is a pure function of (recipe seed, step), so a run that was killed and resumed sees the same data.
+Every batch is a pure function of (recipe seed, step), so a run that was killed and resumed sees the same
+data.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,11 +22,14 @@ from cogvideox.core.errors import NonFiniteError
 from cogvideox.core.files import atomic_path
 from cogvideox.training.optim import MasterOptimizer
 
+LOG_EVERY = 50  # steps
+
 
 class Task(Protocol):
     """What is trained: a model, its data, its loss, how it is judged and how it is kept."""
 
-    model: nn.Module
+    @property
+    def model(self) -> nn.Module: ...
 
     def batches(self) -> Dataset[Any]:
         """Batch of each step, indexed by the global step."""
@@ -32,7 +37,9 @@ class Task(Protocol):
 
     def loss(self, batch: Any, step: int) -> tuple[Tensor, dict[str, float]]: ...
 
-    def is_matrix(self, name: str, parameter: Tensor) -> bool: ...
+    def matrix_blocks(self, name: str, parameter: Tensor) -> int:
+        """How many matrices a parameter holds; see `MasterOptimizer`."""
+        ...
 
     def evaluate(self, weights: dict[str, Tensor], folder: Path, step: int) -> dict[str, float]:
         """Judge `weights` on fixed held-out data; may leave pictures in `folder`."""
@@ -69,6 +76,28 @@ def _stream(batches: Dataset[Any], start: int, total: int, workers: int) -> Iter
     )
 
 
+class Meter:
+    """Means of the metrics since the last line of the log."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.sums, self.began = path, defaultdict[str, list[float]](list), time.monotonic()
+
+    def add(self, metrics: dict[str, float]) -> None:
+        for name, value in metrics.items():
+            self.sums[name].append(value)
+
+    def write(self, head: dict[str, float], tail: dict[str, float]) -> None:
+        """One JSON line to the log and the terminal; starts the next mean."""
+        pace = (time.monotonic() - self.began) / max(1, len(self.sums["loss"]))
+        means = {name: round(sum(values) / len(values), 5) for name, values in self.sums.items()}
+        line = json.dumps({**head, **means, "seconds_per_step": round(pace, 3), **tail})
+        with self.path.open("a", encoding="utf-8") as log:
+            log.write(line + "\n")
+        print(line, flush=True)
+        self.sums.clear()
+        self.began = time.monotonic()
+
+
 def train(
     task: Task,
     folder: Path,
@@ -87,13 +116,13 @@ def train(
 ) -> MasterOptimizer:
     """Train `task` for `steps` steps in `folder`; continues from its checkpoint when there is one.
 
-    Writes `checkpoint.pt` (atomically, every `save_seconds`) and one JSON line a measurement to `log.jsonl`. Raises
-    NonFiniteError when ten steps in a row were not finite.
+    Writes `checkpoint.pt` (atomically, every `save_seconds`) and one JSON line a measurement to `log.jsonl`.
+    Raises NonFiniteError when ten steps in a row were not finite.
     """
     folder.mkdir(parents=True, exist_ok=True)
     optimizer = MasterOptimizer(
         task.model,
-        task.is_matrix,
+        task.matrix_blocks,
         matrix_lr=matrix_lr,
         lr=lr,
         weight_decay=weight_decay,
@@ -105,33 +134,21 @@ def train(
         state = torch.load(checkpoint, weights_only=True)
         optimizer.load_state_dict(state["optimizer"])
         start = state["step"]
-    log = (folder / "log.jsonl").open("a", encoding="utf-8")
-    began, saved, bad = time.monotonic(), time.monotonic(), 0
-    sums: dict[str, list[float]] = {}
-    for step, batch in enumerate(_stream(task.batches(), start, steps, workers), start):
-        loss, metrics = task.loss(batch, step)
+    meter, saved, bad = Meter(folder / "log.jsonl"), time.monotonic(), 0
+    for done, batch in enumerate(_stream(task.batches(), start, steps, workers), start + 1):
+        loss, metrics = task.loss(batch, done - 1)
         loss.backward()
-        norm = optimizer.step(lr_scale(step, steps, warmup, decay_from), step)
+        norm = optimizer.step(lr_scale(done - 1, steps, warmup, decay_from), done - 1)
         bad = 0 if math.isfinite(norm) else bad + 1
         if bad == 10:
-            raise NonFiniteError(f"training step {step}: ten steps in a row had non-finite gradients")
-        for name, value in {"loss": loss.item(), "norm": norm, **metrics}.items():
-            sums.setdefault(name, []).append(value)
-        done = step + 1
-        if done % 50 == 0 or done == steps:
-            row: dict[str, Any] = {"step": done, **{k: round(sum(v) / len(v), 5) for k, v in sums.items()}}
-            row["seconds_per_step"] = round((time.monotonic() - began) / len(sums["loss"]), 3)
-            row["skipped"] = optimizer.skipped
-            sums = {}
-            if done % evaluate_every == 0 or done == steps:
-                row |= task.evaluate(optimizer.ema_weights(), folder, done)
-            began = time.monotonic()
-            log.write(json.dumps(row) + "\n")
-            log.flush()
-            print(json.dumps(row), flush=True)
+            raise NonFiniteError(f"training step {done}: ten steps in a row had non-finite gradients")
+        meter.add({"loss": loss.item(), "norm": norm, **metrics})
+        if done % LOG_EVERY == 0 or done == steps:
+            judged = done % evaluate_every == 0 or done == steps
+            extra = task.evaluate(optimizer.ema_weights(), folder, done) if judged else {}
+            meter.write({"step": done}, {"skipped": optimizer.skipped, **extra})
         if time.monotonic() - saved > save_seconds or done == steps:
             with atomic_path(checkpoint) as partial:
                 torch.save({"step": done, "optimizer": optimizer.state_dict()}, partial)
             saved = time.monotonic()
-    log.close()
     return optimizer

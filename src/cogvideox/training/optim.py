@@ -1,11 +1,12 @@
-"""Optimisation with fp32 master weights: Muon for matrices, AdamW for the rest, and an average of the weights (EMA).
+"""Optimisation with fp32 master weights: Muon for matrices, AdamW for the rest, and an average of the weights
+(EMA).
 
-The model may run in bf16; masters, moments and EMA are fp32. Convolution kernels count as matrices (out, in*k).
+The model may run in bf16; masters, moments and EMA are fp32. Convolution kernels count as matrices (out,
+in*k).
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -16,14 +17,15 @@ from torch import Tensor, nn
 class MasterOptimizer:
     """Steps fp32 masters of `model`'s parameters and copies them back.
 
-    `is_matrix(name, parameter)` chooses what Muon gets. A step whose gradients are not finite is skipped and counted
-    in `skipped`, with all weights unchanged.
+    `matrix_blocks(name, parameter)` says how many matrices a parameter holds, stacked on its first axis (a
+    fused QKV holds 3); each goes to Muon by itself, and parameters with 0 go to AdamW. A step whose gradients
+    are not finite is skipped and counted in `skipped`, with all weights unchanged.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        is_matrix: Callable[[str, Tensor], bool],
+        matrix_blocks: Callable[[str, Tensor], int],
         *,
         matrix_lr: float,
         lr: float,
@@ -34,71 +36,77 @@ class MasterOptimizer:
     ) -> None:
         self.parameters = dict(model.named_parameters())
         self.clip, self.ema_decay, self.skipped = clip, ema, 0
-        self.masters: dict[str, Tensor] = {}
+        self.masters: dict[str, list[Tensor]] = {}
+        matrices: list[Tensor] = []
+        others: list[Tensor] = []
         for name, parameter in self.parameters.items():
-            master = parameter.detach().float().clone(memory_format=torch.contiguous_format)
-            self.masters[name] = master.flatten(1) if is_matrix(name, parameter) else master
-        self.ema = {name: master.clone() for name, master in self.masters.items()}
-        matrices = [m for n, m in self.masters.items() if is_matrix(n, self.parameters[n])]
-        others = [m for n, m in self.masters.items() if not is_matrix(n, self.parameters[n])]
+            blocks = matrix_blocks(name, parameter)
+            master = parameter.detach().float().contiguous()
+            parts = [part.clone() for part in master.flatten(1).chunk(blocks)] if blocks else [master.clone()]
+            self.masters[name] = parts
+            (matrices if blocks else others).extend(parts)
+        self._flat = [part for parts in self.masters.values() for part in parts]
+        self._ema = [part.clone() for part in self._flat]
         self.optimizers: list[torch.optim.Optimizer] = []
         if matrices:
             self.optimizers.append(torch.optim.Muon(matrices, lr=matrix_lr, weight_decay=weight_decay))
         if others:
             adam = torch.optim.AdamW(others, lr=lr, betas=betas, eps=1e-8, weight_decay=0.0, foreach=True)
             self.optimizers.append(adam)
-        self.base_lr = [optimizer.param_groups[0]["lr"] for optimizer in self.optimizers]
+        self._base_lr = [optimizer.param_groups[0]["lr"] for optimizer in self.optimizers]
 
     @torch.no_grad()
     def step(self, lr_scale: float, step: int) -> float:
         """One update from the model's gradients, which are consumed. Returns their norm."""
         for name, parameter in self.parameters.items():
             assert parameter.grad is not None, f"no gradient for {name}"
-            self.masters[name].grad = parameter.grad.float().reshape(self.masters[name].shape)
+            parts = self.masters[name]
+            gradient = parameter.grad.float().reshape(-1, *parts[0].shape[1:])
+            for part, piece in zip(parts, gradient.chunk(len(parts)), strict=True):
+                part.grad = piece.reshape(part.shape)
             parameter.grad = None
-        masters = list(self.masters.values())
-        norm = torch.nn.utils.get_total_norm([m.grad for m in masters if m.grad is not None])
+        norm = torch.nn.utils.get_total_norm([part.grad for part in self._flat if part.grad is not None])
         if not torch.isfinite(norm):
             self.skipped += 1
             return float(norm)
-        torch.nn.utils.clip_grads_with_norm_(masters, self.clip, norm)
-        for optimizer, base in zip(self.optimizers, self.base_lr, strict=True):
+        torch.nn.utils.clip_grads_with_norm_(self._flat, self.clip, norm)
+        for optimizer, base in zip(self.optimizers, self._base_lr, strict=True):
             optimizer.param_groups[0]["lr"] = base * lr_scale
             optimizer.step()
         # A young average must not remember the initial weights.
         decay = min(self.ema_decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(list(self.ema.values()), masters, 1 - decay)
-        self._copy_to_model(self.masters)
+        torch._foreach_lerp_(self._ema, self._flat, 1 - decay)
+        self._copy_to_model()
         return float(norm)
 
     @torch.no_grad()
-    def _copy_to_model(self, source: dict[str, Tensor]) -> None:
+    def _copy_to_model(self) -> None:
         for name, parameter in self.parameters.items():
-            parameter.copy_(source[name].view(parameter.shape))
+            parameter.copy_(torch.cat(self.masters[name]).view(parameter.shape))
 
     def ema_weights(self) -> dict[str, Tensor]:
         """The averaged weights, fp32, in the model's shapes."""
-        return {name: value.view(self.parameters[name].shape) for name, value in self.ema.items()}
+        averages, weights = iter(self._ema), {}
+        for name, parameter in self.parameters.items():
+            parts = [next(averages) for _ in self.masters[name]]
+            weights[name] = torch.cat(parts).view(parameter.shape)
+        return weights
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            "masters": self.masters,
-            "ema": self.ema,
+            "masters": self._flat,
+            "ema": self._ema,
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "skipped": self.skipped,
         }
 
+    @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore everything, model weights included."""
-        with torch.no_grad():
-            for mine, saved in ((self.masters, state["masters"]), (self.ema, state["ema"])):
-                assert mine.keys() == saved.keys(), "the checkpoint is of another model"
-                for name, value in mine.items():
-                    value.copy_(saved[name])
+        for mine, saved in ((self._flat, state["masters"]), (self._ema, state["ema"])):
+            for part, value in zip(mine, saved, strict=True):
+                part.copy_(value)
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         self.skipped = state["skipped"]
-        self._copy_to_model(self.masters)
-
-    def numel(self) -> int:
-        return sum(m.numel() for m in itertools.chain(self.masters.values()))
+        self._copy_to_model()

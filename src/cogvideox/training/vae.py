@@ -1,4 +1,6 @@
-"""Training of the VAE on rendered clips: L1 + gradient + KL, images first, then short clips, then longer ones."""
+"""Training of the VAE on rendered clips: L1 + gradient + KL, images first, then short clips, then longer
+ones.
+"""
 
 from __future__ import annotations
 
@@ -25,16 +27,19 @@ class VAEStage:
 
     steps: int
     batch: int
+    """Clips per step."""
     frames: int
     """4k+1; 1 for images."""
     crop: int
     """Side in pixels of the square that is cut from each clip."""
     sizes: tuple[int, ...] = (128,)
     """Sides in pixels at which clips are rendered, one drawn per batch; at least `crop`."""
+    crops: int = 1
+    """Crops that are cut from each clip."""
 
 
 class VAEBatches(Dataset[Any]):
-    """Step -> uint8 clips (B, T, crop, crop, 3), a pure function of (seed, step)."""
+    """Step -> uint8 clips (batch * crops, T, crop, crop, 3), a pure function of (seed, step)."""
 
     def __init__(self, stages: tuple[VAEStage, ...], seed: int, split: str = "train") -> None:
         self.stages, self.seed, self.split = stages, seed, split
@@ -56,12 +61,12 @@ class VAEBatches(Dataset[Any]):
         stage, draw = self.stage(step), rng.generator(self.seed, "vae-batch", step)
         side = int(draw.choice(stage.sizes))
         clips = []
-        for index in draw.integers(2**40, size=stage.batch):
+        for index in draw.integers(2**31, size=stage.batch):
             clip = self.world.clip(int(index), duration=stage.frames / 8)
             start = float(draw.uniform(0.0, 1.0))
             video = clip.render(frames=stage.frames, fps=8, height=side, width=side, start=start)
-            y, x = draw.integers(side - stage.crop + 1, size=2)
-            clips.append(video[:, y : y + stage.crop, x : x + stage.crop])
+            for y, x in draw.integers(side - stage.crop + 1, size=(stage.crops, 2)):
+                clips.append(video[:, y : y + stage.crop, x : x + stage.crop])
         return torch.from_numpy(np.stack(clips))
 
 
@@ -107,9 +112,9 @@ class VAETask:
     def batches(self) -> VAEBatches:
         return VAEBatches(self.stages, self.seed)
 
-    def is_matrix(self, name: str, parameter: Tensor) -> bool:
+    def matrix_blocks(self, name: str, parameter: Tensor) -> int:
         ends = ("encoder.conv_in", "encoder.conv_out", "decoder.conv_in", "decoder.conv_out")
-        return parameter.ndim >= 4 and not name.startswith(ends)
+        return int(parameter.ndim >= 4 and not name.startswith(ends))
 
     def loss(self, batch: Tensor, step: int) -> tuple[Tensor, dict[str, float]]:
         video = to_model(batch, torch.bfloat16)
@@ -118,7 +123,7 @@ class VAETask:
         reconstruction = self.model.decode(posterior.sample(noise) * self.spec.scale)
         error = (reconstruction - video).float()
         l1, gradient = error.abs().mean(), gradient_l1(error)
-        kl = _float_kl(posterior.mean, posterior.logvar)
+        kl = posterior.kl()
         loss = l1 + self.gradient_weight * gradient + self.kl_weight * kl
         psnr = -10 * math.log10(max(1e-9, error.detach().square().mean().item() / 4))
         spread = posterior.mean.detach().float().std().item()
@@ -140,7 +145,9 @@ class VAETask:
         """PSNR in dB on held-out clips at 128x128, mean over frames and clips; writes `step.png` to look at."""
         model = VAE(self.spec).to(torch.bfloat16)
         model.load_state_dict(weights)
-        scores, rows, spread = [], [], []
+        scores: list[float] = []
+        rows: list[Tensor] = []
+        spread: list[Tensor] = []
         for clip in self.held_out():
             video = to_model(clip, torch.bfloat16)
             latents = model.encode(video)
@@ -157,8 +164,3 @@ class VAETask:
             "eval_psnr": round(sum(scores) / len(scores), 3),
             "latent_std": torch.cat(spread).std().item(),
         }
-
-
-def _float_kl(mean: Tensor, logvar: Tensor) -> Tensor:
-    mean, logvar = mean.float(), logvar.float()
-    return 0.5 * (mean.square() + logvar.exp() - 1.0 - logvar).mean()

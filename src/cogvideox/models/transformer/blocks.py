@@ -1,6 +1,7 @@
 """Parts of an expert transformer block (paper section 2.2), with the variants that its ablations compare.
 
-Shape legend: L tokens of the pack, S segments, D width, N heads, K head dim, C width of the timestep embedding.
+Shape legend: L tokens of the pack, S segments, D width, N heads, K head dim, C width of the timestep
+embedding.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class Modulation:
 
 
 class ExpertAdaLN(nn.Module):
-    """Timestep -> modulation of attention and MLP, apart for text and video: the paper's expert adaptive LayerNorm."""
+    """Expert adaptive LayerNorm: timestep -> modulation of attention and MLP, text and video apart."""
 
     def __init__(self, spec: TransformerSpec) -> None:
         super().__init__()

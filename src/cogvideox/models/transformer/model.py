@@ -1,6 +1,7 @@
-"""The expert transformer (paper section 2.2): a pack in, video patches out. All released variants are this class.
+"""The expert transformer (paper section 2.2): a pack in, video patches out, for all released variants.
 
-Shape legend: L tokens of the pack, S segments, D width, C width of the timestep embedding, P numbers per patch.
+Shape legend: L tokens of the pack, S segments, D width, C width of the timestep embedding, P numbers per
+patch.
 """
 
 from __future__ import annotations
@@ -91,7 +92,8 @@ class Transformer(nn.Module):
         return temb_SC + self.ofs_embed(torch.full_like(pack.timestep_S, pack.ofs, dtype=torch.float32))
 
     def forward(self, pack: Pack) -> Tensor:
-        """Pack -> predicted v of all video tokens, (sum of video lengths, P), in the order of `pack.video_LP`.
+        """Pack -> predicted v of all video tokens, (sum of video lengths, P), in the order of
+        `pack.video_LP`.
 
         Packed equals alone: a segment's output does not depend on what it is packed with.
         """

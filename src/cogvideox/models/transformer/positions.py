@@ -21,9 +21,9 @@ Axes = tuple[Tensor, Tensor, Tensor]
 def coordinates(grid: Grid, policy: str, base: Grid) -> Axes:
     """One coordinate per index along t, h and w, fp32.
 
-    `extrapolate`: integers, whatever the size (the paper's choice: local detail is kept). `interpolate`: height and
-    width are fitted, aspect ratio kept, into the centre of the base grid (what diffusers does for the 1.0 models);
-    equal to integers at the base size.
+    `extrapolate`: integers, whatever the size (the paper's choice: local detail is kept). `interpolate`:
+    height and width are fitted, aspect ratio kept, into the centre of the base grid (what diffusers does for
+    the 1.0 models); equal to integers at the base size.
     """
     t, h, w = grid
     time = torch.arange(t, dtype=torch.float32)
@@ -52,7 +52,7 @@ def _grid_of(parts: Sequence[Tensor]) -> Tensor:
 
 
 def rope_table(axes: Axes, head_dim: int, theta: float = 10000.0) -> Tensor:
-    """Rotation angles of the K/2 channel pairs of each token, (L, K/2): 1/4 of them for t, 3/8 for h, 3/8 for w."""
+    """Rotation angles of the channel pairs of each token, (L, K/2): 1/4 for t, 3/8 for h, 3/8 for w."""
     parts = []
     for axis, dim in zip(axes, (head_dim // 4, head_dim // 8 * 3, head_dim // 8 * 3), strict=True):
         frequencies = theta ** -(torch.arange(0, dim, 2, dtype=torch.float32) / dim)

@@ -1,4 +1,4 @@
-"""The 3D causal VAE (paper section 2.1): 8x8x4 compression, 16 latent channels, and its folds over chunks of time.
+"""The 3D causal VAE (paper section 2.1): 8x8x4 compression, 16 latent channels, folds over chunks of time.
 
 Shape legend: B batch, C channels, T frames or latent frames, H W height and width (pixels or latents).
 """
@@ -115,12 +115,13 @@ class Posterior:
         return self.mean + torch.exp(0.5 * self.logvar) * noise
 
     def kl(self) -> Tensor:
-        """Divergence from the standard normal in nats per latent number, a scalar."""
-        return 0.5 * (self.mean.square() + self.logvar.exp() - 1.0 - self.logvar).mean()
+        """Divergence from the standard normal in nats per latent number, an fp32 scalar."""
+        mean, logvar = self.mean.float(), self.logvar.float()
+        return 0.5 * (mean.square() + logvar.exp() - 1.0 - logvar).mean()
 
 
 class VAE(nn.Module):
-    """Encoder and decoder as folds: `chunk, cache -> chunk, cache`. The cache is a value; the module keeps none.
+    """Encoder and decoder as folds: `chunk, cache -> chunk, cache`. The cache is a value.
 
     Videos are (B, 3, T, H, W) in [-1, 1], latents (B, C, T/4, H/8, W/8) in the transformer's scale.
     """
@@ -153,7 +154,9 @@ class VAE(nn.Module):
             yield Posterior.of(moments)
 
     def decode_stream(self, latents_BCTHW: Tensor, plan: ChunkPlan | None = None) -> Iterator[Tensor]:
-        """Latents -> frames chunk by chunk, (B, 3, t, H, W) near [-1, 1]. Memory does not grow with the duration."""
+        """Latents -> frames chunk by chunk, (B, 3, t, H, W) near [-1, 1]. Memory does not grow with the
+        duration.
+        """
         plan = plan or decode_plan(latents_BCTHW.shape[2])
         _check(latents_BCTHW, self.spec.latent_channels, plan)
         cache: Cache | None = None
@@ -177,10 +180,12 @@ class VAE(nn.Module):
         noise: Tensor | None = None,
         condition: bool = False,
     ) -> Tensor:
-        """Latents of a clip in the transformer's scale: the posterior's mode, or a sample when `noise` is given.
+        """Latents of a clip in the transformer's scale: the posterior's mode, or a sample when `noise` is
+        given.
 
         `condition=True` applies the scale of the image condition of image-to-video models instead
-        (`VAESpec.condition_scale`). Raises ValueError when the frames do not fit the plan or the size is not 8n.
+        (`VAESpec.condition_scale`). Raises ValueError when the frames do not fit the plan or the size is not
+        8n.
         """
         posterior = self.posterior(video_BCTHW, plan)
         z = posterior.mean if noise is None else posterior.sample(noise.to(posterior.mean))

@@ -16,8 +16,8 @@ Cache = tuple[Tensor, ...]
 class Carry:
     """Passes the tails of the causal convolutions from one chunk of a clip to the next.
 
-    Built from the cache that the previous chunk left (None for the first); convolutions call `pad` in a fixed order,
-    and `cache` holds their new tails once the chunk is through.
+    Built from the cache that the previous chunk left (None for the first); convolutions call `pad` in a fixed
+    order, and `cache` holds their new tails once the chunk is through.
     """
 
     def __init__(self, previous: Cache | None, lead: bool) -> None:
@@ -113,7 +113,7 @@ def make_norm(channels: int, groups: int, latent_channels: int | None) -> nn.Mod
 
 
 class ResBlock(nn.Module):
-    """norm - SiLU - conv - norm - SiLU - conv, plus the input (through a 1x1x1 convolution if channels change)."""
+    """norm - SiLU - conv - norm - SiLU - conv, plus the input (1x1x1 convolution if channels change)."""
 
     def __init__(self, in_channels: int, out_channels: int, groups: int, latent_channels: int | None) -> None:
         super().__init__()
@@ -158,7 +158,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Doubles height and width by nearest neighbour and a convolution, and time if asked, except a leading frame."""
+    """Doubles height and width (nearest, then a convolution), and time if asked, except a leading frame."""
 
     def __init__(self, channels: int, time: bool) -> None:
         super().__init__()

@@ -1,0 +1,153 @@
+"""Training of the transformer and its text encoder on packed latents: v-prediction, explicit uniform
+timesteps.
+
+A step's pack mixes images and clips of several shapes (paper section 3.1); its timesteps are stratified over
+all of its segments (section 3.3). Shape legend: C channels, T H W latent grid, L tokens, S segments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from cogvideox.core import rng
+from cogvideox.diffusion.inputs import Sample, build_pack, pad_front, split_output
+from cogvideox.diffusion.objective import v_loss
+from cogvideox.diffusion.schedule import Schedule
+from cogvideox.diffusion.timesteps import stratified
+from cogvideox.models.transformer.model import Transformer
+from cogvideox.training.latents import Bucket, LatentStore
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffusionStage:
+    """A part of the run with one mix of shapes."""
+
+    steps: int
+    mix: dict[str, int]
+    """Bucket name -> samples per step."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """One training sample as the data process delivers it."""
+
+    latents_CTHW: Tensor
+    caption: str
+    name: str
+    known: int
+    """Latent frames in front that the model gets clean: 0, 1 (a given first frame) or more (continuation)."""
+
+
+class DiffusionBatches(Dataset[Any]):
+    """Step -> items of the step's pack, grouped by shape; a pure function of (seed, step)."""
+
+    def __init__(
+        self,
+        stages: tuple[DiffusionStage, ...],
+        buckets: tuple[Bucket, ...],
+        folder: Path,
+        *,
+        seed: int,
+        known: float,
+    ) -> None:
+        self.stages, self.seed, self.known = stages, seed, known
+        self.stores = {bucket.name: LatentStore(bucket, folder, seed=seed) for bucket in buckets}
+
+    def __len__(self) -> int:
+        return sum(stage.steps for stage in self.stages)
+
+    def _mix(self, step: int) -> dict[str, int]:
+        for stage in self.stages:
+            if step < stage.steps:
+                return stage.mix
+            step -= stage.steps
+        raise IndexError(step)
+
+    def __getitem__(self, step: int) -> list[Item]:
+        draw, items = rng.generator(self.seed, "diffusion-batch", step), []
+        for name, count in self._mix(step).items():
+            store = self.stores[name]
+            for index in draw.integers(len(store), size=count):
+                latents, clip = store.latents(int(index)), store.clip(int(index))
+                variant = int(draw.integers(1000))
+                caption = clip.short_caption(variant) if draw.random() < 0.5 else clip.dense_caption(variant)
+                length, known = latents.shape[1], 0
+                if length > 1 and draw.random() < self.known:
+                    known = 1 if draw.random() < 0.7 else int(draw.integers(1, length))
+                items.append(Item(latents, caption, f"{name}/{index}", known))
+        return items
+
+
+class TextAndTransformer(nn.Module):
+    """What is trained together."""
+
+    def __init__(self, transformer: Transformer, text: nn.Module) -> None:
+        super().__init__()
+        self.transformer = transformer
+        self.text = text
+
+
+class DiffusionTask:
+    """v-prediction of latents; with `drop_text` probability the text is all zeros, the unconditional branch."""
+
+    def __init__(
+        self,
+        model: TextAndTransformer,
+        tokenize: Callable[[list[str]], Tensor],
+        batches: DiffusionBatches,
+        schedule: Schedule,
+        *,
+        seed: int,
+        drop_text: float,
+        judge: Callable[[dict[str, Tensor], Path, int], dict[str, float]],
+    ) -> None:
+        self.model, self.tokenize, self._batches, self.schedule = model, tokenize, batches, schedule
+        self.seed, self.drop_text, self._judge = seed, drop_text, judge
+
+    def batches(self) -> DiffusionBatches:
+        return self._batches
+
+    def matrix_blocks(self, name: str, parameter: Tensor) -> int:
+        inside = name.startswith(("transformer.blocks", "text.encoder.block"))
+        other = "modulation" in name or "relative_attention_bias" in name
+        if parameter.ndim != 2 or not inside or other:
+            return 0
+        return 3 if "qkv" in name else 1
+
+    def loss(self, batch: list[Item], step: int) -> tuple[Tensor, dict[str, float]]:
+        spec = self.model.transformer.spec
+        dtype = self.model.transformer.patch_embed.weight.dtype
+        text_SLC = self.model.text(input_ids=self.tokenize([item.caption for item in batch]))[0]
+        draw = rng.generator(self.seed, "drop-text", step)
+        keep = torch.from_numpy(draw.random(len(batch)) >= self.drop_text).to(text_SLC.dtype)
+        text_SLC = text_SLC * keep[:, None, None]
+        timesteps = stratified(len(batch), self.seed, "timesteps", step)
+        samples, targets = [], []
+        for j, (item, timestep) in enumerate(zip(batch, timesteps, strict=True)):
+            clean = pad_front(item.latents_CTHW.float(), spec.patch)
+            noise = rng.normal(clean.shape, self.seed, "noise", step, j)
+            t = torch.tensor(timestep)
+            noisy = self.schedule.add_noise(clean[None], noise[None], t[None])[0]
+            noisy[:, : item.known] = clean[:, : item.known]
+            samples.append(Sample(noisy, text_SLC[j], timestep, name=item.name))
+            targets.append(self.schedule.velocity(clean[None], noise[None], t[None])[0][:, item.known :])
+        pack = build_pack(samples, spec, dtype=dtype)
+        outputs = split_output(self.model.transformer(pack), pack, spec)
+        predictions = [output[:, item.known :] for output, item in zip(outputs, batch, strict=True)]
+        loss, losses_S = v_loss(predictions, targets, [1.0] * len(batch))
+        metrics = {"tokens": float(sum(segment.length for segment in pack.segments))}
+        for low in range(0, 1000, 250):
+            inside = [x for x, t in zip(losses_S.tolist(), timesteps, strict=True) if low <= t < low + 250]
+            if inside:
+                metrics[f"loss_{low}"] = sum(inside) / len(inside)
+        return loss, metrics
+
+    def evaluate(self, weights: dict[str, Tensor], folder: Path, step: int) -> dict[str, float]:
+        return self._judge(weights, folder, step)

@@ -1,0 +1,172 @@
+"""The VAE against diffusers, and what its folds promise: exact streaming, causality, no hidden state."""
+
+import pytest
+import torch
+
+from cogvideox.core.shapes import (
+    DECODE_CHUNK,
+    ChunkPlan,
+    decode_plan,
+    encode_plan,
+    parity_plan,
+    pixel_frames,
+    whole_plan,
+)
+from cogvideox.models.vae.autoencoder import VAE
+from cogvideox.models.vae.layers import Carry, CausalConv3d
+from tests.models.oracle import SMALL_VAE, relative_error, vae_pair
+
+
+@pytest.fixture(scope="module")
+def pair():
+    return vae_pair()
+
+
+def video(frames: int, seed: int = 0, size: tuple[int, int] = (32, 48)) -> torch.Tensor:
+    return torch.randn(1, 3, frames, *size, generator=torch.Generator().manual_seed(seed)).clamp(-1, 1)
+
+
+def latents(count: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(1, 16, count, 4, 6, generator=torch.Generator().manual_seed(seed))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("frames", [1, 9, 17, 25, 49])
+def test_encode_equals_diffusers(pair, frames):
+    ours, reference = pair
+    expected = reference.encode(video(frames)).latent_dist
+    posterior = ours.posterior(video(frames))
+    assert relative_error(posterior.mean, expected.mean) < 1e-5
+    assert relative_error(posterior.logvar, expected.logvar) < 1e-5
+    noise = torch.randn(expected.mean.shape, generator=torch.Generator().manual_seed(3))
+    sample = expected.sample(torch.Generator().manual_seed(3))
+    assert relative_error(ours.encode(video(frames), noise=noise), sample * ours.spec.scale) < 1e-5
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("count", [1, 3, 4, 5, 7, 13])
+def test_decode_equals_diffusers(pair, count):
+    ours, reference = pair
+    expected = reference.decode(latents(count)).sample
+    decoded = ours.decode(latents(count) * ours.spec.scale, parity_plan(count, DECODE_CHUNK))
+    assert relative_error(decoded, expected) < 1e-5
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("part", ["encode", "decode"])
+def test_bf16_is_no_farther_from_fp32_than_diffusers(part):
+    ours, reference = vae_pair()
+    run = {
+        "encode": (lambda m, x: m.posterior(x).mean, lambda m, x: m.encode(x).latent_dist.mean, video(17)),
+        "decode": (lambda m, z: m.decode(z * 0.7), lambda m, z: m.decode(z).sample, latents(5)),
+    }[part]
+    exact = run[1](reference, run[2])
+    half = run[2].bfloat16()
+    mine = relative_error(run[0](ours.bfloat16(), half).float(), exact)
+    theirs = relative_error(run[1](reference.bfloat16(), half).float(), exact)
+    assert mine <= 1.1 * theirs
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 7])
+def test_streaming_decode_equals_whole_bit_for_bit(pair, count):
+    ours, _ = pair
+    whole = ours.decode(latents(count))
+    assert whole.shape[2] == pixel_frames(count)
+    assert torch.equal(torch.cat(list(ours.decode_stream(latents(count))), dim=2), whole)
+
+
+@torch.no_grad()
+def test_interleaved_decodes_do_not_disturb_each_other(pair):
+    ours, _ = pair
+    first, second = latents(5, 1), latents(5, 2)
+    alone = ours.decode(first), ours.decode(second)
+    streams = ours.decode_stream(first), ours.decode_stream(second)
+    turns = list(zip(*streams, strict=True))
+    assert torch.equal(torch.cat([a for a, _ in turns], 2), alone[0])
+    assert torch.equal(torch.cat([b for _, b in turns], 2), alone[1])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("count", range(1, 21))
+def test_round_trip_of_every_length(count):
+    torch.manual_seed(0)
+    small = VAE(type(SMALL_VAE)(channels=(8, 8, 8, 8), blocks=1, groups=4)).eval()
+    decoded = small.decode(latents(count)[..., :2, :2])
+    assert decoded.shape == (1, 3, pixel_frames(count), 16, 16)
+    assert small.encode(decoded).shape == (1, 16, count, 2, 2)
+
+
+@torch.no_grad()
+def test_frames_do_not_depend_on_later_chunks(pair):
+    ours, _ = pair
+    changed = latents(7).clone()
+    changed[:, :, 5:] += 1.0
+    before, after = ours.decode(latents(7)), ours.decode(changed)
+    assert torch.equal(before[:, :, :17], after[:, :, :17])
+    assert not torch.equal(before[:, :, 17:], after[:, :, 17:])
+    clip = video(25)
+    moved = clip.clone()
+    moved[:, :, 17:] += 0.5
+    assert torch.equal(ours.encode(clip)[:, :, :5], ours.encode(moved)[:, :, :5])
+    assert not torch.equal(ours.encode(clip)[:, :, 5:], ours.encode(moved)[:, :, 5:])
+
+
+@torch.no_grad()
+def test_causal_convolution_is_causal_within_a_chunk():
+    conv, x = CausalConv3d(2, 2), torch.randn(1, 2, 6, 4, 4)
+    later = x.clone()
+    later[:, :, 4:] = 0
+    assert torch.equal(conv(x, Carry(None, True))[:, :, :4], conv(later, Carry(None, True))[:, :, :4])
+
+
+@torch.no_grad()
+def test_single_frame_shortcut_equals_the_plain_convolution():
+    conv, x = CausalConv3d(4, 4), torch.randn(2, 4, 1, 8, 8)
+    plain = torch.nn.Conv3d.forward(conv, x.expand(-1, -1, 3, -1, -1))
+    assert relative_error(conv(x, Carry(None, True)), plain) < 1e-6
+
+
+@torch.no_grad()
+def test_scale_is_applied_once_and_inside(pair):
+    ours, _ = pair
+    posterior = ours.posterior(video(9))
+    assert torch.equal(ours.encode(video(9)), posterior.mean * ours.spec.scale)
+    unit = VAE(type(ours.spec)(**{**ours.spec.__dict__, "scale": 1.0, "condition_scale": 0.5})).eval()
+    unit.load_state_dict(ours.state_dict())
+    assert torch.equal(unit.encode(video(9), condition=True), posterior.mean * 0.5)
+    assert relative_error(unit.decode(latents(3)), ours.decode(latents(3) * ours.spec.scale)) < 1e-5
+
+
+def test_illegal_input_is_refused(pair):
+    ours, _ = pair
+    with pytest.raises(ValueError, match="4k\\+1"):
+        ours.encode(video(8))
+    with pytest.raises(ValueError, match="multiples of 8"):
+        ours.encode(video(1, size=(30, 32)))
+    with pytest.raises(ValueError, match="chunk plan"):
+        ours.decode(latents(3), ChunkPlan((2,)))
+    with pytest.raises(ValueError, match=r"\(B, 16, T, H, W\)"):
+        ours.decode(torch.zeros(1, 8, 3, 4, 4))
+
+
+def test_chunk_plans_of_the_released_weights():
+    assert encode_plan(49).sizes == (9, 8, 8, 8, 8, 8)
+    assert decode_plan(13).sizes == (3, 2, 2, 2, 2, 2)
+    assert decode_plan(1).sizes == (1,)
+    assert decode_plan(4) == ChunkPlan((2, 2), lead=True)
+    assert parity_plan(4, DECODE_CHUNK) == ChunkPlan((2, 2), lead=False)
+    assert whole_plan(5).sizes == (5,)
+
+
+def test_released_size_has_the_released_number_of_parameters():
+    with torch.device("meta"):
+        model = VAE(type(SMALL_VAE)())
+    assert round(sum(p.numel() for p in model.parameters()) / 1e6, 1) == 215.6
+
+
+def test_training_and_inference_norms_agree(pair):
+    ours, _ = pair
+    with torch.no_grad():
+        plain = ours.decode(latents(3))
+    assert torch.equal(ours.decode(latents(3)).detach(), plain)
