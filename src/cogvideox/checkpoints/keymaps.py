@@ -1,13 +1,13 @@
-"""Key maps between our modules, diffusers folders and SAT checkpoints: tables, expanded for a spec, used both ways.
+"""Key maps between our modules, diffusers folders and SAT checkpoints: tables, used both ways.
 
-A `Rule` says which tensors of the other layout make up one of ours. `to_ours` and `from_ours` run any table; both
-refuse anything that is not covered exactly, so a key can neither be lost nor invented.
+A `Rule` says which tensors of the other layout make up one of ours. `to_ours` and `from_ours` run any
+table; both refuse anything that is not covered exactly, so a key can neither be lost nor invented.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -23,7 +23,7 @@ class Rule:
 
     ours: str
     theirs: tuple[tuple[str, tuple[int, ...]], ...]
-    """(key, blocks): our tensor is cut along its first axis into equal blocks; each key holds the named ones."""
+    """(key, blocks): our tensor is cut along its first axis into equal blocks; each key holds some."""
     blocks: int = 1
     shape: tuple[int, ...] | None = None
     """Shape of the tensor in the other layout where it differs from ours (same numbers, same order)."""
@@ -65,7 +65,8 @@ def _positions(spec: TransformerSpec, theirs: str) -> Table:
 def _require_released(spec: TransformerSpec) -> None:
     if spec.modality != "expert" or spec.attention != "full":
         raise CheckpointError(
-            f"other layouts have no place for the variant modality={spec.modality!r}, attention={spec.attention!r}"
+            "other layouts have no place for the variant "
+            f"modality={spec.modality!r}, attention={spec.attention!r}"
         )
 
 
@@ -231,41 +232,49 @@ def check_keys(expected: Iterable[str], found: Iterable[str], what: str) -> None
         raise CheckpointError(f"{what}: {len(unknown)} unknown keys, such as {unknown[0]!r}{hint}")
 
 
-def to_ours(
+def iter_ours(
     table: Table, theirs: Mapping[str, Tensor], shapes: Mapping[str, torch.Size], what: str
-) -> dict[str, Tensor]:
-    """Their tensors -> ours. `shapes` are those of our model. A renamed tensor is the same memory, not a copy.
+) -> Iterator[tuple[str, Tensor]]:
+    """Their tensors -> ours, one at a time. `shapes` are those of our model.
 
-    Raises CheckpointError when a key is missing or unknown or a shape differs.
+    A renamed tensor is the same memory, not a copy. Raises CheckpointError when a key is missing or unknown
+    (before the first tensor) or a shape differs.
     """
     check_keys((key for rule in table for key, _ in rule.theirs), theirs, what)
     check_keys(shapes, (rule.ours for rule in table), f"{what} (key map)")
-    ours = {}
     for rule in table:
         shape = shapes[rule.ours]
         pieces: list[Tensor | None] = [None] * rule.blocks
         for key, blocks in rule.theirs:
+            tensor = theirs[key]
             expected = rule.shape or (shape[0] // rule.blocks * len(blocks), *shape[1:])
-            if tuple(theirs[key].shape) != tuple(expected):
+            if tuple(tensor.shape) != tuple(expected):
                 raise CheckpointError(
-                    f"{what}: {key!r} has shape {tuple(theirs[key].shape)}, the model needs {tuple(expected)}"
+                    f"{what}: {key!r} has shape {tuple(tensor.shape)}, the model needs {tuple(expected)}"
                 )
-            if rule.blocks > 1:
-                for block, piece in zip(blocks, theirs[key].chunk(len(blocks)), strict=True):
-                    pieces[block] = piece
-            else:
-                pieces[0] = theirs[key].reshape(shape)
-        ours[rule.ours] = pieces[0] if rule.blocks == 1 else torch.cat([p for p in pieces if p is not None])
-    return ours
+            for block, piece in zip(blocks, tensor.chunk(len(blocks)), strict=True):
+                pieces[block] = piece
+        found = [piece for piece in pieces if piece is not None]
+        yield rule.ours, found[0].reshape(shape) if rule.blocks == 1 else torch.cat(found)
 
 
-def from_ours(table: Table, ours: Mapping[str, Tensor], what: str) -> dict[str, Tensor]:
-    """Our tensors -> theirs; exact inverse of `to_ours`."""
+def iter_theirs(table: Table, ours: Mapping[str, Tensor], what: str) -> Iterator[tuple[str, Tensor]]:
+    """Our tensors -> theirs, one at a time; exact inverse of `iter_ours`."""
     check_keys((rule.ours for rule in table), ours, what)
-    theirs = {}
     for rule in table:
         pieces = ours[rule.ours].chunk(rule.blocks)
         for key, blocks in rule.theirs:
             value = pieces[blocks[0]] if len(blocks) == 1 else torch.cat([pieces[b] for b in blocks])
-            theirs[key] = value.reshape(rule.shape) if rule.shape else value.contiguous()
-    return theirs
+            yield key, value.reshape(rule.shape) if rule.shape else value.contiguous()
+
+
+def to_ours(
+    table: Table, theirs: Mapping[str, Tensor], shapes: Mapping[str, torch.Size], what: str
+) -> dict[str, Tensor]:
+    """All of `iter_ours`."""
+    return dict(iter_ours(table, theirs, shapes, what))
+
+
+def from_ours(table: Table, ours: Mapping[str, Tensor], what: str) -> dict[str, Tensor]:
+    """All of `iter_theirs`."""
+    return dict(iter_theirs(table, ours, what))

@@ -1,0 +1,224 @@
+"""Model folders: the layout of diffusers (`model_index.json`, one folder per part) plus an optional
+`cogvideox.json`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, T5Config, T5EncoderModel
+
+from cogvideox.checkpoints.configs import (
+    OWN_FILE,
+    image_scales,
+    read_record,
+    read_spec,
+    write_own,
+    write_scheduler,
+    write_transformer,
+    write_vae,
+)
+from cogvideox.checkpoints.hub import resolve
+from cogvideox.checkpoints.keymaps import (
+    diffusers_transformer,
+    diffusers_vae,
+    iter_ours,
+    iter_theirs,
+    same,
+)
+from cogvideox.checkpoints.weights import DIFFUSERS_STEM, TRANSFORMERS_STEM, Weights, build, write_weights
+from cogvideox.core.device import pick_device, pick_dtype
+from cogvideox.core.errors import CheckpointError, InputError, nearest
+from cogvideox.core.files import atomic_path
+from cogvideox.diffusion.schedule import Schedule, make_schedule
+from cogvideox.models.specs import ModelSpec
+from cogvideox.models.text import TextEncoder, fingerprint
+from cogvideox.models.transformer.model import Transformer
+from cogvideox.models.vae.autoencoder import VAE
+
+# The first release of diffusers that knows every setting that is written here.
+DIFFUSERS_VERSION = "0.32.0"
+_TIED = "encoder.embed_tokens.weight"  # the same tensor as T5's shared.weight
+
+
+@dataclass
+class Model:
+    """All parts of a model, ready for use."""
+
+    spec: ModelSpec
+    transformer: Transformer
+    vae: VAE
+    text: TextEncoder
+    schedule: Schedule
+    source: str
+    """What it was loaded from: a folder or a hub id."""
+    fingerprint: str
+    """Hash of the weights (see `models.text.fingerprint`): tells models apart in the records of their
+    results.
+    """
+    record: Mapping[str, Any] = field(default_factory=dict)
+    """Free record kept in `cogvideox.json`: caption style, recipe, data and licences."""
+
+
+def load_model(
+    source: str | Path,
+    *,
+    dtype: str | torch.dtype | None = None,
+    device: str | torch.device | None = None,
+    revision: str | None = None,
+    image_scale: str | None = None,
+) -> Model:
+    """Load a model: "mini", a folder, a short name such as "5b", or a hub id (`revision` pins its version).
+
+    Weights stay on the CPU, mapped from their files, unless `device` is given. `dtype` defaults to bf16 if
+    the device (the best one present, if none is given) computes in it natively, else fp32. `image_scale`
+    ("sat", "diffusers", "trainers") overrides the scale of the image condition, about which public
+    implementations disagree. Raises CheckpointError naming the key if anything in the folder is missing,
+    unknown or of a wrong shape.
+    """
+    folder = resolve(source, revision)
+    precision = pick_dtype(dtype, pick_device(device))
+    place = torch.device("cpu") if device is None else pick_device(device)
+    spec = read_spec(folder)
+    if image_scale is not None:
+        scales = image_scales(spec.vae.scale)
+        if image_scale not in scales:
+            raise InputError(f"unknown image scale {image_scale!r}{nearest(image_scale, scales)}")
+        spec = replace(spec, vae=replace(spec.vae, condition_scale=scales[image_scale]))
+    parts = {name: Weights(folder / name) for name in ("transformer", "vae", "text_encoder")}
+    transformer = build(
+        lambda: Transformer(spec.transformer, spec.position_policy),
+        diffusers_transformer(spec.transformer),
+        parts["transformer"],
+        f"{folder}/transformer",
+        precision,
+        place,
+    )
+    vae = build(
+        lambda: VAE(spec.vae), diffusers_vae(spec.vae), parts["vae"], f"{folder}/vae", precision, place
+    )
+    text = load_text(folder / "text_encoder", folder / "tokenizer", spec, precision, place)
+    return Model(
+        spec=spec,
+        transformer=transformer,
+        vae=vae,
+        text=text,
+        schedule=make_schedule(spec.snr_shift),
+        source=str(source),
+        fingerprint=_combine({name: fingerprint(weights) for name, weights in parts.items()}),
+        record=read_record(folder),
+    )
+
+
+def load_text(
+    encoder: Path, tokenizer: Path, spec: ModelSpec, dtype: torch.dtype, device: torch.device
+) -> TextEncoder:
+    """The text encoder from the folders of a T5 encoder (the decoder of a whole T5 is skipped) and a
+    tokenizer.
+    """
+    for file in (encoder / "config.json", tokenizer / "tokenizer_config.json"):
+        if not file.is_file():
+            raise CheckpointError(f"not a complete model folder: {file} is missing")
+    try:
+        config = T5Config.from_pretrained(encoder, local_files_only=True)
+        words: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(tokenizer, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{encoder.parent}: the text encoder cannot be read: {_line(error)}") from None
+    if config.d_model != spec.transformer.text_dim:
+        raise CheckpointError(
+            f"{encoder}: embeddings have {config.d_model} channels, "
+            f"the transformer needs {spec.transformer.text_dim}"
+        )
+    weights = Weights(encoder)
+    kept = {k: weights[k] for k in weights if not k.startswith(("decoder.", "lm_head.")) and k != _TIED}
+    model = build_t5(config, kept, str(encoder), dtype, device)
+    return TextEncoder(words, model, spec.transformer.text_length)
+
+
+def build_t5(
+    config: T5Config, weights: Mapping[str, Tensor], what: str, dtype: torch.dtype, device: torch.device
+) -> T5EncoderModel:
+    """A T5 encoder filled with weights under the names of `transformers`."""
+    with torch.device("meta"):
+        model = T5EncoderModel(config)
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items() if name != _TIED}
+    state = {}
+    for name, tensor in iter_ours(tuple(same(name, name) for name in shapes), weights, shapes, what):
+        # In fp16 these layers overflow; T5 computes them in fp32 wherever their weights are.
+        exact = dtype == torch.float16 and ".wo." in name
+        state[name] = tensor.to(device=device, dtype=torch.float32 if exact else dtype)
+    model.load_state_dict(state | {_TIED: state["shared.weight"]}, assign=True)
+    model.tie_weights()
+    return model.requires_grad_(False).eval()
+
+
+def save_model(model: Model, folder: str | Path, *, dtype: str | torch.dtype | None = None) -> None:
+    """Write a model folder, atomically: what stood there before is replaced once the new one is complete.
+
+    `dtype` converts the weights; by default they are written as they are. `diffusers` loads the result,
+    with the pipeline class for the model's task.
+    """
+    kind = None if dtype is None else pick_dtype(dtype, torch.device("cpu"))
+    spec = model.spec
+    configs = {
+        "model_index.json": _model_index(spec),
+        OWN_FILE: write_own(spec, model.record),
+        "transformer/config.json": write_transformer(spec.transformer),
+        "vae/config.json": write_vae(spec.vae, spec.height, spec.width),
+        "scheduler/scheduler_config.json": write_scheduler(spec),
+    }
+    with atomic_path(folder) as partial:
+        for name, config in configs.items():
+            (partial / name).parent.mkdir(parents=True, exist_ok=True)
+            (partial / name).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        for name, table, module in (
+            ("transformer", diffusers_transformer(spec.transformer), model.transformer),
+            ("vae", diffusers_vae(spec.vae), model.vae),
+        ):
+            tensors = iter_theirs(table, module.state_dict(), name)
+            write_weights(tensors, partial / name, DIFFUSERS_STEM, dtype=kind)
+        _save_text(model.text, partial, kind)
+
+
+def _save_text(text: TextEncoder, folder: Path, dtype: torch.dtype | None) -> None:
+    state = text.model.state_dict()
+    state.pop(_TIED)
+    write_weights(state.items(), folder / "text_encoder", TRANSFORMERS_STEM, dtype=dtype)
+    config = text.model.config.to_dict()
+    config["architectures"] = ["T5EncoderModel"]
+    config["dtype"] = str(dtype or text.model.dtype).removeprefix("torch.")
+    (folder / "text_encoder" / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
+    text.tokenizer.save_pretrained(folder / "tokenizer")
+
+
+def _model_index(spec: ModelSpec) -> dict[str, Any]:
+    task = "ImageToVideo" if spec.image_conditioned else ""
+    return {
+        "_class_name": f"CogVideoX{task}Pipeline",
+        "_diffusers_version": DIFFUSERS_VERSION,
+        "scheduler": ["diffusers", write_scheduler(spec)["_class_name"]],
+        "text_encoder": ["transformers", "T5EncoderModel"],
+        "tokenizer": ["transformers", "T5Tokenizer"],
+        "transformer": ["diffusers", "CogVideoXTransformer3DModel"],
+        "vae": ["diffusers", "AutoencoderKLCogVideoX"],
+    }
+
+
+def _combine(parts: Mapping[str, str]) -> str:
+    text = "|".join(f"{name}={value}" for name, value in sorted(parts.items()))
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _line(error: Exception) -> str:
+    """The first line of an error message."""
+    return str(error).strip().splitlines()[0]
+
+
+__all__ = ["Model", "load_model", "load_text", "read_spec", "save_model"]
