@@ -1,12 +1,14 @@
-"""Build the Storybook sprite pack from the unpacked npm packages `@lobehub/fluent-emoji-anim-1..4@1.0.0` (MIT).
+"""Build the Storybook sprite pack from the unpacked npm packages `@lobehub/fluent-emoji-anim-1..4@1.0.0`
+(MIT).
 
     npm pack @lobehub/fluent-emoji-anim-1@1.0.0    # and -2, -3, -4; unpack each into SOURCE/anim-N/package
     python tools/build_sprites.py SOURCE INDEX.json src/cogvideox/assets/storybook
 
 INDEX.json lists the emoji as `{"pkg": ..., "hex": ..., "short_name": ...}`. For each member of the cast
-(`cogvideox.data.storybook.cast`) one WebP sheet is written: the loop at 16 frames/s, cropped to the box that the whole
-animation fills and scaled to 128 pixels on its longer side, cells left to right and top to bottom. `sprites.json` holds
-the geometry: cell size, number of cells, loop length in seconds, and the tight box of each cell's alpha.
+(`cogvideox.data.storybook.cast`) one WebP sheet is written: the loop at 16 frames/s, cropped to the box that
+the whole animation fills and scaled to 128 pixels on its longer side, cells left to right and top to bottom.
+`sprites.json` holds the geometry: cell size, number of cells, loop length in seconds, and the tight box of
+each cell's alpha.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Moving details of a scene: twinkling stars, shimmering water, falling rain and snow, rising bubbles.
 
-Each effect is a small value; `prepare` turns it into a painter for one picture size, whose `draw(frame, time, shift)`
-changes a uint8 (H, W, 3) frame in place. `shift` is the camera's movement in frame widths and heights.
+Each effect is a small value; `prepare` turns it into a painter for one picture size, whose `draw(frame, time,
+shift)` changes a uint8 (H, W, 3) frame in place. `shift` is the camera's movement in frame widths and
+heights.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ class Painter(Protocol):
 
     front: bool
     """Drawn over the characters."""
+    level: float
+    """Share of the particles that are shown, 0 to 1."""
 
     def draw(self, frame: Frame, time: float, shift: tuple[float, float]) -> None:
         """Change `frame` in place."""
@@ -91,7 +94,8 @@ class Stars:
     """Lowest star (normalised y)."""
     amount: float = 1.0
     skip: tuple[float, ...] = ()
-    """Hill line below which no star shows: normalised y at equal distances from left to right (empty: none)."""
+    """Hill line below which no star shows: normalised y at equal distances from left to right (empty: none).
+    """
 
 
 @dataclass(frozen=True)
@@ -125,6 +129,7 @@ class _Particles:
         area = width / unit * height / unit * (effect.bottom - effect.top)
         count = max(3, min(400, round(kind.density * effect.amount * area)))
         self.front = effect.front
+        self.level = 1.0
         self.kind, self.unit, self.size = kind, unit, (height, width)
         self.band = (effect.top * height / unit, effect.bottom * height / unit)
         self.colour = np.asarray(effect.colour or kind.colour, np.float32)
@@ -170,6 +175,8 @@ class _Particles:
                 + 0.85 * (0.5 + 0.5 * np.sin(self.phase * 3 + 2 * np.pi * kind.blink * self.swing * time))
             )
         weight = cover * alpha[:, None, None]
+        if self.level < 1:
+            weight[round(self.level * len(weight)) :] = 0
         rows = np.broadcast_to(row[:, None, None] + self.dy, weight.shape)
         columns = np.broadcast_to(column[:, None, None] + self.dx, weight.shape)
         keep = (weight > 0.02) & (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
@@ -185,6 +192,7 @@ def blend_points(frame: Frame, rows: NDArray[np.int_], columns: NDArray[np.int_]
 
 class _Stars:
     front = False
+    level = 1.0
 
     def __init__(self, effect: Stars, height: int, width: int) -> None:
         unit = min(height, width)
@@ -221,6 +229,7 @@ class _Stars:
 
 class _Shimmer:
     front = False
+    level = 1.0
 
     def __init__(self, effect: Shimmer, height: int, width: int) -> None:
         unit = min(height, width)

@@ -38,9 +38,14 @@ def paint(setting: Setting, height: int, width: int, camera: Camera) -> Canvas:
     vertical = camera.kind in ("pan up", "pan down")
     reach = abs(camera.amount) / 2 + 0.02 if moving else 0.0
     canvas = Canvas(
-        width / unit, height / unit, float(unit * over), 0.0 if vertical else reach, reach if vertical else 0.0,
-        generator(setting.seed, "scene", setting.scene, setting.look), moving,
-    )  # fmt: skip
+        width / unit,
+        height / unit,
+        float(unit * over),
+        0.0 if vertical else reach,
+        reach if vertical else 0.0,
+        generator(setting.seed, "scene", setting.scene, setting.look),
+        moving,
+    )
     scene(setting.scene).paint(canvas, setting.look)
     canvas.layers = canvas.finish()
     return canvas

@@ -1,9 +1,13 @@
 """The cast of Storybook: one row per animated character.
 
-Columns: `name` (spaces as `_`), the emoji it is drawn from, `gait` (how it moves, see `words.GAITS`), the side it faces in
-the source art (`left`, `right`, `front`, or the angle of its nose in degrees, counter-clockwise from right), its size
-relative to the others, the places it belongs to (see `Scene.tags`), and other names that captions may use.
+Columns: `name` (spaces as `_`), the emoji it is drawn from, `gait` (how it moves, see `words.GAITS`), the
+side it faces in the source art (`left`, `right`, `front`, or the angle of its nose in degrees, counter-
+clockwise from right), its size relative to the others, the places it belongs to (see `Scene.tags`), and other
+names that captions may use.
 """
+
+# Tables are read row by row.
+# ruff: noqa: E501
 
 from __future__ import annotations
 
@@ -11,6 +15,8 @@ import difflib
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+
+from cogvideox.core.errors import InputError
 
 ANIMALS = """
 mouse           mouse2            scurry  left  0.85 land,room,farm      white mouse | little white mouse
@@ -213,7 +219,7 @@ def _parse(kind: str, table: str) -> list[Character]:
                 float(size),
                 frozenset(home.split(",")),
                 nouns,
-            )  # fmt: skip
+            )
         )
     return cast
 
@@ -226,11 +232,13 @@ def cast() -> dict[str, Character]:
 
 
 def character(name: str) -> Character:
-    """The character called `name` (canonical or any caption name); ValueError names the nearest one otherwise."""
+    """The character called `name` (canonical or any caption name); ValueError names the nearest one
+    otherwise.
+    """
     wanted = " ".join(name.lower().replace("_", " ").split())
     for c in cast().values():
         if wanted in c.nouns:
             return c
     known = [noun for c in cast().values() for noun in c.nouns]
     near = difflib.get_close_matches(wanted, known, n=1, cutoff=0.0)
-    raise ValueError(f"unknown Storybook character {name!r}; the nearest is {near[0]!r}")
+    raise InputError(f"unknown Storybook character {name!r}; the nearest is {near[0]!r}")

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cogvideox.core.errors import InputError
 from cogvideox.data.storybook.state import Actor, Camera, Event, Relation, Setting
 
 LONGEST = 3600.0
@@ -16,7 +17,9 @@ LONGEST = 3600.0
 
 @dataclass(frozen=True)
 class Clip:
-    """A clip of Storybook: a pure function of (world version, seed, index, duration); no pixels until `render`."""
+    """A clip of Storybook: a pure function of (world version, seed, index, duration); no pixels until
+    `render`.
+    """
 
     world: str
     """Version of the world that made it."""
@@ -65,7 +68,9 @@ class Clip:
     def render(
         self, frames: int = 17, fps: float = 8, height: int = 128, width: int = 128, start: float = 0.0
     ) -> NDArray[np.uint8]:
-        """Frames at times start + k / fps seconds, uint8 (frames, height, width, 3). ValueError for illegal sizes."""
+        """Frames at times start + k / fps seconds, uint8 (frames, height, width, 3). ValueError for illegal
+        sizes.
+        """
         from cogvideox.data.storybook.render import render
 
         check_picture(frames, fps, height, width, start)
@@ -74,7 +79,9 @@ class Clip:
     def truth(
         self, frames: int = 17, fps: float = 8, height: int = 128, width: int = 128, start: float = 0.0
     ) -> dict[str, Any]:
-        """What is where: characters, boxes per frame, speeds, camera, scene, events, style; see `truth.truth`."""
+        """What is where: characters, boxes per frame, speeds, camera, scene, events, style; see
+        `truth.truth`.
+        """
         from cogvideox.data.storybook.truth import truth
 
         check_picture(frames, fps, height, width, start)
@@ -84,10 +91,10 @@ class Clip:
 def check_picture(frames: int, fps: float, height: int, width: int, start: float) -> None:
     """Refuse illegal picture sizes with one clear line."""
     if frames < 1:
-        raise ValueError(f"frames must be at least 1, got {frames}")
+        raise InputError(f"frames must be at least 1, got {frames}")
     if not fps > 0:
-        raise ValueError(f"fps must be above 0, got {fps}")
+        raise InputError(f"fps must be above 0, got {fps}")
     if not 16 <= min(height, width) or max(height, width) > 4096:
-        raise ValueError(f"height and width must be 16 to 4096 pixels, got {height}x{width}")
+        raise InputError(f"height and width must be 16 to 4096 pixels, got {height}x{width}")
     if not 0 <= start <= LONGEST:
-        raise ValueError(f"start must be 0 to {LONGEST:.0f} seconds, got {start}")
+        raise InputError(f"start must be 0 to {LONGEST:.0f} seconds, got {start}")

@@ -1,8 +1,9 @@
-"""A small painter's kit for backgrounds: gradients, noise, hills, soft discs and drawn shapes, all in scene units.
+"""A small painter's kit for backgrounds: gradients, noise, hills, soft discs and drawn shapes, all in scene
+units.
 
-Positions are normalised: x and y run from 0 to 1 over the frame (a canvas may reach further, for camera moves). Sizes
-and frequencies are in units of the frame's short side, so that a scene looks the same at every resolution. A canvas
-works at about twice the output resolution and is scaled down at the end.
+Positions are normalised: x and y run from 0 to 1 over the frame (a canvas may reach further, for camera
+moves). Sizes and frequencies are in units of the frame's short side, so that a scene looks the same at every
+resolution. A canvas works at about twice the output resolution and is scaled down at the end.
 
 Legend: `H W` canvas pixels, arrays are float32 with colours in 0..255.
 """
@@ -75,6 +76,10 @@ class Canvas:
     layers: list[Layer] = field(default_factory=list)
     effects: list[Any] = field(default_factory=list)
     """Moving details, see `ambient`."""
+    sun: tuple[float, float] | None = None
+    """Where the sun or moon was painted (normalised)."""
+    lights: list[tuple[float, float, float, float]] = field(default_factory=list)
+    """Windows that light up at night: x0, y0, x1, y1 in canvas pixels."""
 
     def __post_init__(self) -> None:
         self.w = max(2, round(self.width * (1 + 2 * self.margin_x) * self.unit))
@@ -85,10 +90,10 @@ class Canvas:
         self.parallax = 0.0
         rows = (np.arange(self.h, dtype=np.float32) + 0.5) / self.h
         columns = (np.arange(self.w, dtype=np.float32) + 0.5) / self.w
-        self.y: Array = (rows * (1 + 2 * self.margin_y) - self.margin_y)[:, None]
-        self.x: Array = (columns * (1 + 2 * self.margin_x) - self.margin_x)[None, :]
+        self.y: Array = (rows * (1 + 2 * self.margin_y) - self.margin_y)[:, None].astype(np.float32)
+        self.x: Array = (columns * (1 + 2 * self.margin_x) - self.margin_x)[None, :].astype(np.float32)
 
-    # ---- geometry -----------------------------------------------------------------------------------------------
+    # ---- geometry ----------------------------------------------------------------------------------------
 
     def px(self, x: float) -> float:
         """Canvas column of a normalised x."""
@@ -109,10 +114,12 @@ class Canvas:
         offsets = self.rng.uniform(-jitter, jitter, count)
         return [float(-self.margin_x + span * (k + 0.5 + offsets[k]) / count) for k in range(count)]
 
-    # ---- fields -------------------------------------------------------------------------------------------------
+    # ---- fields ------------------------------------------------------------------------------------------
 
     def noise(self, fx: float, fy: float, octaves: int = 3, top: float | None = None) -> Array:
-        """Smooth noise in about 0..1 with `fx`, `fy` cells per short side, from normalised y `top` down; (rows, W)."""
+        """Smooth noise in about 0..1 with `fx`, `fy` cells per short side, from normalised y `top` down;
+        (rows, W).
+        """
         start = 0 if top is None else min(self.row(top), self.h - 1)
         high = (1 + 2 * self.margin_y if top is None else 1 + self.margin_y - top) * self.height
         total = np.zeros((self.h - start, self.w), np.float32)
@@ -127,7 +134,7 @@ class Canvas:
         return total / np.float32(weight)
 
     def profile(self, y: float, amplitude: float, frequency: float, octaves: int = 3) -> Array:
-        """A hill line: normalised y of the edge for each column, (W,), about `y` plus or minus `amplitude`."""
+        """A hill line: normalised y of the edge for each column, (W,), within `amplitude` of `y`."""
         count = max(2, math.ceil(self.span * frequency))
         total = np.zeros(self.w, np.float32)
         weight = 0.0
@@ -140,7 +147,7 @@ class Canvas:
             weight += 0.5**octave
         return np.float32(y) + (total / np.float32(weight) - np.float32(0.5)) * np.float32(2 * amplitude)
 
-    # ---- painting -----------------------------------------------------------------------------------------------
+    # ---- painting ----------------------------------------------------------------------------------------
 
     def fill(self, mask: Array | float, paint: Paint, rows: slice = slice(None)) -> None:
         """Blend `paint` over some rows with weight `mask` (0..1)."""
@@ -160,9 +167,9 @@ class Canvas:
         ramp = np.stack([np.interp(self.y[:, 0], ys, [s[1][k] for s in stops]) for k in range(3)], -1)
         self.fill(1.0, ramp[:, None, :].astype(np.float32))
 
-    def below(self, profile: Array, top: Colour, bottom: Colour, depth: float = 0.3, texture: Array | None = None,
-              strength: float = 0.2) -> None:  # fmt: skip
-        """Fill everything below a hill line with a gradient over `depth`, modulated by a full-height texture."""
+    def below(self, profile: Array, top: Colour, bottom: Colour, depth: float = 0.3,
+              texture: Array | None = None, strength: float = 0.2) -> None:  # fmt: skip
+        """Fill all below a hill line with a gradient over `depth`, modulated by a full-height texture."""
         first = self.row(float(profile.min()))
         if first >= self.h:
             return
@@ -181,6 +188,7 @@ class Canvas:
         self, x: float, y: float, radius: float, colour: Colour, glow: float = 0.0, strength: float = 0.6
     ) -> None:
         """A round light with a soft halo that reaches `glow` short sides further."""
+        self.sun = (x, y)
         dx = (self.x - x) * self.width
         dy = (self.y - y) * self.height
         distance = np.sqrt(dx * dx + dy * dy)
@@ -195,7 +203,7 @@ class Canvas:
         """Fine texture over everything painted on this layer so far."""
         self.colour *= (1 + amount * (self.noise(fx, fy, 2) - 0.5) * 2)[..., None]
 
-    # ---- drawn shapes -------------------------------------------------------------------------------------------
+    # ---- drawn shapes ------------------------------------------------------------------------------------
 
     def pen(self) -> Pen:
         """Start drawing shapes; `merge` puts them on the layer."""
@@ -218,10 +226,12 @@ class Canvas:
             region = self.alpha[box[1] : box[3], box[0] : box[2]]
             region += alpha[..., 0] * (1 - region)
 
-    # ---- layers -------------------------------------------------------------------------------------------------
+    # ---- layers ------------------------------------------------------------------------------------------
 
     def next_layer(self, parallax: float) -> None:
-        """What follows is nearer and moves with the camera by `parallax`; nothing happens if the camera is still."""
+        """What follows is nearer and moves with the camera by `parallax`; nothing happens if the camera is
+        still.
+        """
         if self.layered:
             self._push(0.0)
             self.parallax = parallax
@@ -272,6 +282,11 @@ class Pen:
         """Rectangle with corners given in short sides from (`x`, `y`)."""
         (a, b), (c, d) = self._points(x, y, [(dx0, dy0), (dx1, dy1)])
         self.draw.rectangle((min(a, c), min(b, d), max(a, c), max(b, d)), fill=ints(colour, alpha))
+
+    def light(self, x: float, y: float, dx0: float, dy0: float, dx1: float, dy1: float) -> None:
+        """Note a window that lights up at night."""
+        (a, b), (c, d) = self._points(x, y, [(dx0, dy0), (dx1, dy1)])
+        self.canvas.lights.append((a, b, c, d))
 
     def blob(self, x: float, y: float, dx: float, dy: float, rx: float, ry: float, colour: Colour,
              alpha: float = 1.0) -> None:  # fmt: skip

@@ -1,4 +1,6 @@
-"""Lay out actions: from an action's name to a `Move` that completes, or is plain to see, in the time there is."""
+"""Lay out actions: from an action's name to a `Move` that completes, or is plain to see, in the time there
+is.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cogvideox.data.storybook.cast import Character
-from cogvideox.data.storybook.motion import extent
+from cogvideox.data.storybook.motion import GROUND_DEPTH, extent
 from cogvideox.data.storybook.scenes import Scene
 from cogvideox.data.storybook.state import AIR_ONLY, Actor, Move, Spot
 from cogvideox.data.storybook.words import GAITS
@@ -65,11 +67,11 @@ def band_of(mode: str, where: Scene) -> tuple[float, float]:
 
 def speeds_for(action: str, duration: float) -> tuple[str, ...]:
     """Speeds at which an action can be shown in `duration` seconds."""
-    if action in ("stay",) or duration <= 0:
+    if action in ("stay", "jump") or duration <= 0:
         return ("",)
     straight = action.startswith(("move", "enter", "leave", "zigzag"))
     options = [""]
-    if duration >= SHORTEST_SLOW and action not in ("jump",):
+    if duration >= SHORTEST_SLOW:
         options.append("slowly")
     if duration <= 2.6 or not straight:
         options.append("quickly")
@@ -79,8 +81,8 @@ def speeds_for(action: str, duration: float) -> tuple[str, ...]:
 
 
 def allowed(action: str, mode: str) -> bool:
-    """Whether a mode leaves room for an action."""
-    return mode in ("air", "free") or action not in AIR_ONLY
+    """Whether an action makes sense in a mode: nobody jumps in the air."""
+    return action != "jump" if mode in ("air", "free") else action not in AIR_ONLY
 
 
 def room_for(actor: Actor, where: Scene, rng: np.random.Generator) -> Ground:
@@ -123,15 +125,17 @@ def _straight(
     where = action.split()[1]
     sx = -1 if "left" in where else 1 if "right" in where else 0
     sy = -1 if "up" in where else 1 if "down" in where else 0
-    margin = _margin(room)
+    # Something quick may cross the whole frame, from one edge to the other.
+    slack = 0.75 if speed == "quickly" and begin is None else 0.0
+    margin = _margin(room) - slack * room.half
     air = room.mode in ("air", "free")
-    top, bottom = (room.high / 2 + 0.01, 0.97 - room.high / 2) if air else room.band
+    overlap = slack * 0.5 * room.high
+    top, bottom = (room.high / 2 + 0.01 - overlap, 0.97 - room.high / 2 + overlap) if air else room.band
     if begin is None:
         y = float(room.rng.uniform(*room.band))
-        most = 1 - 2 * margin if sx else bottom - top
-        d = _distance(room, speed, duration, max(0.2, most))
-        slack = max(0.0, (1 - 2 * margin - d)) / 2
-        x = 0.5 - sx * d / 2 + float(room.rng.uniform(-1, 1)) * (slack if sx else 0.6 * (0.5 - margin))
+        d = _distance(room, speed, duration, max(0.2, 1 - 2 * margin if sx else bottom - top))
+        free = max(0.0, (1 - 2 * margin - d)) / 2
+        x = 0.5 - sx * d / 2 + float(room.rng.uniform(-1, 1)) * (free if sx else 0.6 * (0.5 - margin))
         if sy:
             tall = min(d if not sx else 0.8 * d, bottom - top)
             y = (bottom if sy < 0 else top) + sy * float(room.rng.uniform(0, 1)) * max(
@@ -267,7 +271,7 @@ def _in_place(
             )
             radius = min(radius, 0.2)
         else:
-            centre_y = at.y
+            centre_y = min(at.y, 0.96 - GROUND_DEPTH * radius)
         x = at.x if begin else 0.5
         centre = Spot(x, at.y if begin else centre_y, at.dx - (radius if begin else 0.0), at.scale)
         return Move(action, speed, start, end, centre, centre, face, turns=turns * way, radius=radius)

@@ -1,4 +1,4 @@
-"""Things that stand in the scenes: trees, houses, rocks, flowers. All sizes in short sides, `y` is the foot."""
+"""Things that stand in the scenes: trees, houses, rocks, flowers. Sizes in short sides, `y` is the foot."""
 
 from __future__ import annotations
 
@@ -135,9 +135,19 @@ def house(pen: Pen, x: float, y: float, size: float, wall: Colour, roof: Colour,
         pen.box(x, y, (dx - 0.085) * size, -0.435 * size, (dx + 0.085) * size, -0.245 * size, glass)
 
 
-def tower(pen: Pen, x: float, y: float, width: float, height: float, wall: Colour, lit: float, rng: np.random.Generator,
-          glass: Colour) -> None:  # fmt: skip
-    """A city block of flats; `lit` is the share of windows with light."""
+def tower(
+    pen: Pen,
+    x: float,
+    y: float,
+    width: float,
+    height: float,
+    wall: Colour,
+    lit: float,
+    rng: np.random.Generator,
+    glass: Colour,
+    windows: bool = False,
+) -> None:
+    """A block of flats; `lit` is the share of windows with light; `windows` light up at nightfall."""
     pen.box(x, y, -width / 2, -height, width / 2, 0, wall)
     pen.box(x, y, width * 0.28, -height, width / 2, 0, shade(wall, 0.85))
     columns = max(2, round(width / 0.055))
@@ -152,13 +162,16 @@ def tower(pen: Pen, x: float, y: float, width: float, height: float, wall: Colou
                 mix(rgb("ffd27a"), rgb("fff3c4"), tone[r, c]) if on else shade(glass, 0.85 + 0.3 * tone[r, c])
             )
             dx, dy = -width / 2 + c * cell_w, -height + r * cell_h
-            pen.box(x, y, dx + cell_w * 0.25, dy + cell_h * 0.3, dx + cell_w * 0.75, dy + cell_h * 0.8, pane)
+            pane_at = (dx + cell_w * 0.25, dy + cell_h * 0.3, dx + cell_w * 0.75, dy + cell_h * 0.8)
+            pen.box(x, y, *pane_at, pane)
+            if windows:
+                pen.light(x, y, *pane_at)
 
 
 def mountain(
     canvas: Canvas, pen: Pen, x: float, base: float, wide: float, high: float, stone: Colour, snow: bool
 ) -> None:
-    """A faceted peak with a lit left side and an optional white cap; `base` is the normalised y of its foot."""
+    """A faceted peak, lit from the left, with a white cap or without; `base` is the y of its foot."""
     rng = canvas.rng
     tip = (rng.uniform(-0.08, 0.08) * wide, -high)
     ridge = (tip[0] + 0.12 * wide, -0.45 * high)
@@ -170,8 +183,13 @@ def mountain(
     if snow:
         left = (-0.5 * wide * 0.34 + tip[0] * 0.66, -high * 0.66)
         right = (0.5 * wide * 0.34 + tip[0] * 0.66, -high * 0.66)
-        zig = [left, (left[0] * 0.5 + tip[0] * 0.5, -high * 0.58), (tip[0] + 0.02 * wide, -high * 0.68),
-               (right[0] * 0.5 + tip[0] * 0.5, -high * 0.57), right]  # fmt: skip
+        zig = [
+            left,
+            (left[0] * 0.5 + tip[0] * 0.5, -high * 0.58),
+            (tip[0] + 0.02 * wide, -high * 0.68),
+            (right[0] * 0.5 + tip[0] * 0.5, -high * 0.57),
+            right,
+        ]
         pen.polygon(x, base, [tip, *zig], (246, 250, 255))
         pen.polygon(x, base, [tip, (tip[0] + 0.02 * wide, -high * 0.68), zig[3], right], (205, 218, 240))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,9 +13,12 @@ from cogvideox.data.storybook import sprites
 from cogvideox.data.storybook.ambient import Painter, prepare
 from cogvideox.data.storybook.backdrop import Backdrop, Frame, blend
 from cogvideox.data.storybook.cast import character
-from cogvideox.data.storybook.motion import Pose, View, extent, pose, view
+from cogvideox.data.storybook.events import Nightfall, Weather, sprite_light
+from cogvideox.data.storybook.motion import View, extent, pose, view
 from cogvideox.data.storybook.scenes import scene
 from cogvideox.data.storybook.state import Actor
+from cogvideox.data.storybook.styles import style_filter
+from cogvideox.data.storybook.words import GAITS
 
 if TYPE_CHECKING:
     from cogvideox.data.storybook.clip import Clip
@@ -24,6 +27,8 @@ Box = tuple[float, float, float, float]
 
 SHADOW = 0.42
 """Darkest part of a contact shadow."""
+CHANGE = 0.6
+"""Seconds in which a character turns into another."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,8 @@ class Placed:
     """Point of contact with the ground."""
     lift: float
     """Height above it."""
+    sink: float
+    """Share of its height under water."""
     depth: float
     """Larger is nearer."""
 
@@ -64,29 +71,21 @@ class Placed:
 
 
 def place(actor: Actor, time: float, seen: View, height: int, width: int, name: str | None = None) -> Placed:
-    """Where an actor is drawn at a time."""
+    """Where an actor is drawn at a time; `name` for the character that it turns into."""
     unit = min(height, width)
-    at = pose(actor, time, width / unit, height / unit)
     shown = name or actor.character
+    at = pose(actor if name is None else replace(actor, character=name), time, width / unit, height / unit)
     wide, high = extent(actor, at.scale, shown)
-    x, y = _on_screen(at.x, at.y, seen, width / unit, height / unit)
+    ahead = View(0.0, 0.0, seen.zoom, seen.focus) if actor.rides else seen
+    x, y = _on_screen(at.x, at.y, ahead, width / unit, height / unit)
     zoom = seen.zoom * unit
     wide, high, lift = wide * zoom, high * zoom, at.lift * zoom
-    grounded = actor.mode in ("ground", "water")
-    top = y * unit - lift - (high if grounded else high / 2)
-    shape = sprites.sprite(shown)
-    cell = shape.cell(actor.phase + time * actor.rate)
-    flip, angle = at.flip, at.angle
-    if shown != actor.character:
-        flip = _same_side(actor, at, shown)
-    return Placed(shown, cell, x * unit - wide / 2, top, wide, high, flip, angle, (x * unit, y * unit), lift,
-                  y + actor.order)  # fmt: skip
-
-
-def _same_side(actor: Actor, at: Pose, shown: str) -> bool:
-    """Mirror the character that another one turned into, so that it looks the same way."""
-    old, new = character(actor.character).facing, character(shown).facing
-    return at.flip != (old == "right" and new == "left") if new in ("left", "right") else False
+    sink = GAITS[character(shown).gait].sink if actor.mode == "water" else 0.0
+    top = y * unit - lift - (high / 2 if actor.mode in ("air", "free") else high * (1 - sink))
+    cell = sprites.sprite(shown).cell(actor.phase + time * actor.rate)
+    foot = (x * unit, y * unit)
+    left = x * unit - wide / 2
+    return Placed(shown, cell, left, top, wide, high, at.flip, at.angle, foot, lift, sink, y + actor.order)
 
 
 def _on_screen(x: float, y: float, seen: View, width: float, height: float) -> tuple[float, float]:
@@ -115,7 +114,37 @@ def _shadow(frame: Frame, who: Placed, water: bool) -> None:
         view_ -= (dark[..., None] * view_).astype(np.uint8)
 
 
-def _stamp(frame: Frame, who: Placed, light: NDArray[np.uint16] | None, opacity: float) -> None:
+def _spotlight(frame: Frame, who: Placed) -> None:
+    """A faint glow behind a character in the dark, so that black ones stay visible."""
+    cx, cy = who.left + who.width / 2, who.top + who.height / 2
+    radius = 0.75 * max(who.width, who.height)
+    x0, x1 = max(0, math.floor(cx - radius)), min(frame.shape[1], math.ceil(cx + radius))
+    y0, y1 = max(0, math.floor(cy - radius)), min(frame.shape[0], math.ceil(cy + radius))
+    if x0 >= x1 or y0 >= y1:
+        return
+    dx = ((np.arange(x0, x1, dtype=np.float32) + 0.5 - cx) / radius) ** 2
+    dy = ((np.arange(y0, y1, dtype=np.float32) + 0.5 - cy) / radius) ** 2
+    glow = np.clip(1 - (dx[None, :] + dy[:, None]), 0, 1) ** 2 * np.float32(0.3)
+    part = frame[y0:y1, x0:x1]
+    part += (glow[..., None] * (np.float32(225) - part).clip(0)).astype(np.uint8)
+
+
+def _burst(frame: Frame, who: Placed, u: float) -> None:
+    """The flash in which one character turns into another, `u` from 0 to 1."""
+    radius = (0.45 + 0.35 * u) * max(who.width, who.height)
+    cx, cy = who.left + who.width / 2, who.top + who.height / 2
+    dx = np.arange(frame.shape[1], dtype=np.float32)[None, :] + 0.5 - cx
+    dy = np.arange(frame.shape[0], dtype=np.float32)[:, None] + 0.5 - cy
+    angle = np.arctan2(dy, dx)
+    reach = radius * (0.82 + 0.18 * np.cos(10 * angle + 4 * u))
+    light = np.clip((1.15 - np.sqrt(dx * dx + dy * dy) / reach) * 3, 0, 1) * np.float32(
+        math.sin(math.pi * u) ** 0.7
+    )
+    colour = np.asarray((255, 250, 225), np.float32)
+    np.copyto(frame, frame + light[..., None] * (colour - frame), casting="unsafe")
+
+
+def _stamp(frame: Frame, who: Placed, light: NDArray[np.uint16] | None, opacity: float = 1.0) -> None:
     x, y, pixels = sprites.draw(
         who.name, who.cell, who.left, who.top, who.width, who.height, who.flip, who.angle
     )
@@ -127,6 +156,13 @@ def _stamp(frame: Frame, who: Placed, light: NDArray[np.uint16] | None, opacity:
     part = pixels[y0 - y : y1 - y, x0 - x : x1 - x]
     if light is not None:
         part = ((part * light) >> 8).astype(np.uint8)
+    if who.sink:
+        # Below the waterline the body shows through more and more faintly.
+        depth = (np.arange(y0, y1, dtype=np.float32) + 0.5 - who.foot[1] + who.lift) / max(
+            who.sink * who.height, 1.0
+        )
+        shown = np.where(depth < 0, 1.0, np.clip(0.6 - 0.6 * depth, 0.0, 1.0)).astype(np.float32)
+        part = (part * shown[:, None, None]).astype(np.uint8)
     if opacity < 1:
         part = (part * np.float32(opacity)).astype(np.uint8)
     blend(frame[y0:y1, x0:x1], part)
@@ -141,10 +177,14 @@ class Renderer:
         painters = [prepare(effect, height, width) for effect in self.backdrop.effects]
         self.behind: list[Painter] = [p for p in painters if not p.front]
         self.front: list[Painter] = [p for p in painters if p.front]
-        light = scene(clip.setting.scene).light
-        self.light = None
-        if light != (1.0, 1.0, 1.0):
-            self.light = np.asarray([*(round(256 * v) for v in light), 256], np.uint16)
+        self.where = scene(clip.setting.scene)
+        self.night = [
+            Nightfall(e, self.backdrop.canvas, self.backdrop.frame(view(clip.camera, 0, clip.duration), 0))
+            for e in clip.events
+            if e.kind == "nightfall"
+        ]
+        self.weather = [Weather(e, height, width) for e in clip.events if e.kind in ("rain", "snow")]
+        self.filter = style_filter(clip.style, clip.setting.seed, height, width) if clip.style else None
 
     def frame(self, time: float) -> Frame:
         """The picture at `time`, uint8 (H, W, 3)."""
@@ -153,14 +193,46 @@ class Renderer:
         picture = self.backdrop.frame(seen, time)
         for painter in self.behind:
             painter.draw(picture, time, (seen.x, seen.y))
+        for night in self.night:
+            night.draw(picture, time)
+        for weather in self.weather:
+            weather.draw(picture, time)
+        light = self._light(time)
         placed = [(place(actor, time, seen, self.height, self.width), actor) for actor in clip.actors]
         for who, actor in sorted(placed, key=lambda pair: pair[0].depth):
-            if actor.mode in ("ground", "water"):
-                _shadow(picture, who, actor.mode == "water")
-            _stamp(picture, who, self.light, 1.0)
+            self._actor(picture, who, actor, time, seen, light)
         for painter in self.front:
             painter.draw(picture, time, (seen.x, seen.y))
-        return picture
+        for weather in self.weather:
+            weather.fall(picture, time)
+        return self.filter(picture) if self.filter else picture
+
+    def _light(self, time: float) -> NDArray[np.uint16] | None:
+        dim = sprite_light(self.clip.events, time)
+        light = [a * b for a, b in zip(self.where.light, dim, strict=True)]
+        return (
+            None
+            if light == [1.0, 1.0, 1.0]
+            else np.asarray([*(round(256 * v) for v in light), 256], np.uint16)
+        )
+
+    def _actor(self, picture: Frame, who: Placed, actor: Actor, time: float, seen: View,
+               light: NDArray[np.uint16] | None) -> None:  # fmt: skip
+        if self.where.dark:
+            _spotlight(picture, who)
+        if actor.mode in ("ground", "water"):
+            _shadow(picture, who, actor.mode == "water")
+        if actor.becomes is None:
+            _stamp(picture, who, light)
+            return
+        u = (time - actor.changes_at) / CHANGE + 0.5
+        new = place(actor, time, seen, self.height, self.width, actor.becomes)
+        if u < 1:
+            _stamp(picture, who, light, min(1.0, max(0.0, 1.5 - 2 * u)))
+        if u > 0:
+            _stamp(picture, new, light, min(1.0, max(0.0, 2 * u - 0.5)))
+        if 0 < u < 1:
+            _burst(picture, who, u)
 
 
 def render(clip: Clip, frames: int, fps: float, height: int, width: int, start: float) -> Frame:

@@ -88,8 +88,8 @@ def draw(name: str, cell: int, left: float, top: float, width: float, height: fl
          flip: bool = False, angle: float = 0.0) -> tuple[int, int, NDArray[np.uint8]]:  # fmt: skip
     """Scale one cell to `width` x `height` pixels with its corner at the sub-pixel position (`left`, `top`).
 
-    `flip` mirrors it, then `angle` (radians, counter-clockwise) turns it about its centre. Returns the whole-pixel
-    position and the premultiplied pixels, uint8 (h, w, 4).
+    `flip` mirrors it, then `angle` (radians, counter-clockwise) turns it about its centre. Returns the whole-
+    pixel position and the premultiplied pixels, uint8 (h, w, 4).
     """
     shape = sprite(name)
     image = sheet(name)
@@ -113,7 +113,7 @@ def draw(name: str, cell: int, left: float, top: float, width: float, height: fl
 
 def _turned(image: Image.Image, scale_x: float, scale_y: float, flip: bool, angle: float,
             centre_x: float, centre_y: float) -> tuple[int, int, NDArray[np.uint8]]:  # fmt: skip
-    """Scale an isolated cell, mirror it and turn it about its centre, which comes to rest at the given point."""
+    """Scale an isolated cell, mirror it and turn it about its centre, which comes to the given point."""
     size = (max(1, round(image.width * scale_x)), max(1, round(image.height * scale_y)))
     small = image.resize(size, Image.Resampling.BICUBIC)
     if flip:

@@ -1,7 +1,7 @@
 """The state of a clip: plain frozen values, from which pixels, captions and ground truth all follow.
 
-Units: `x` is a fraction of the frame's width, `y` of its height (downwards), lengths are in short sides of the frame,
-times in seconds, angles in radians counter-clockwise.
+Units: `x` is a fraction of the frame's width, `y` of its height (downwards), lengths are in short sides of
+the frame, times in seconds, angles in radians counter-clockwise.
 """
 
 from __future__ import annotations
@@ -9,10 +9,29 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 ACTIONS = (
-    "stay", "move left", "move right", "move up", "move down", "move up-left", "move up-right", "move down-left",
-    "move down-right", "jump", "bounce", "spin", "circle", "pace", "zigzag left", "zigzag right", "approach", "recede",
-    "enter left", "enter right", "leave left", "leave right",
-)  # fmt: skip
+    "stay",
+    "move left",
+    "move right",
+    "move up",
+    "move down",
+    "move up-left",
+    "move up-right",
+    "move down-left",
+    "move down-right",
+    "jump",
+    "bounce",
+    "spin",
+    "circle",
+    "pace",
+    "zigzag left",
+    "zigzag right",
+    "approach",
+    "recede",
+    "enter left",
+    "enter right",
+    "leave left",
+    "leave right",
+)
 """Every action. "enter left" comes in from the left, "leave left" goes out to the left."""
 
 AIR_ONLY = frozenset(a for a in ACTIONS if a.startswith("move") and a not in ("move left", "move right"))
@@ -31,8 +50,17 @@ STYLES = (
 )
 EVENTS = ("nightfall", "rain", "snow", "transform")
 RELATIONS = (
-    "left of", "right of", "above", "in front of", "chases", "meets", "jumps over", "circles around", "together", "passes",
-)  # fmt: skip
+    "left of",
+    "right of",
+    "above",
+    "in front of",
+    "chases",
+    "meets",
+    "jumps over",
+    "circles around",
+    "together",
+    "passes",
+)
 
 
 @dataclass(frozen=True)
@@ -65,7 +93,8 @@ class Move:
     rest: float = 0.0
     """Share of each hop spent on the ground."""
     turns: float = 0.0
-    """Circles around `a`, negative clockwise; or half swings between `a` and `b` (pace); or swings (zigzag)."""
+    """Circles around `a`, negative clockwise; or half swings between `a` and `b` (pace); or swings (zigzag).
+    """
     radius: float = 0.0
     """Radius of the circle, or sideways reach of the zigzag."""
     angle: float = 0.0
@@ -91,6 +120,8 @@ class Actor:
     """Speed of the animation."""
     order: float = 0.0
     """Added to the depth: larger is nearer to the viewer."""
+    rides: bool = False
+    """Its path is given in the moving frame of the camera, not in the world."""
     becomes: str | None = None
     """Character that it turns into."""
     changes_at: float = 0.0

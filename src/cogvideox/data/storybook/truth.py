@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Any
 
 from cogvideox.data.storybook.cast import character
@@ -23,10 +24,11 @@ def _normal(who: Placed, height: int, width: int) -> list[float] | None:
 def truth(clip: Clip, frames: int, fps: float, height: int, width: int, start: float = 0.0) -> dict[str, Any]:
     """Everything that is known about a rendering of a clip, as plain JSON values.
 
-    `characters`: for each actor its name, kind and, after a transformation, `becomes`; `actions`: for each actor its
-    list of {action, speed, start, end}; `boxes[actor][frame]`: [x0, y0, x1, y1] in fractions of the frame, clipped to
-    it, or None outside; `speeds[actor]`: mean speed of the box centre in short sides per second, with `velocity`
-    (x, y; y down); then `camera`, `scene`, `look`, `events`, `style`, `relation`, `duration` and `captions`.
+    `characters`: for each actor its name, kind and, after a transformation, `becomes`; `actions`: for each
+    actor its list of {action, speed, start, end}; `boxes[actor][frame]`: [x0, y0, x1, y1] in fractions of the
+    frame, clipped to it, or None outside; `speeds[actor]`: mean speed of the box centre in short sides per
+    second, with `velocity` (x, y; y down); then `camera`, `scene`, `look`, `events`, `style`, `relation`,
+    `duration` and `captions`.
     """
     times = [start + k / fps for k in range(frames)]
     views = [view(clip.camera, t, clip.duration) for t in times]
@@ -42,7 +44,7 @@ def truth(clip: Clip, frames: int, fps: float, height: int, width: int, start: f
         )
         boxes.append([_normal(p, height, width) for p in placed])
         middles = [(p.left + p.width / 2, p.top + p.height / 2) for p in placed]
-        steps = [(b[0] - a[0], b[1] - a[1]) for a, b in zip(middles, middles[1:], strict=False)]
+        steps = [(b[0] - a[0], b[1] - a[1]) for a, b in itertools.pairwise(middles)]
         seconds = max(1, len(steps)) / fps * unit
         speeds.append(sum((dx * dx + dy * dy) ** 0.5 for dx, dy in steps) / seconds)
         velocities.append([sum(s[0] for s in steps) / seconds, sum(s[1] for s in steps) / seconds])

@@ -108,8 +108,12 @@ def forest(c: Canvas, look: str) -> None:
             [(-wide, 0.02), (wide, 0.02), (wide * 0.55, -1.2 * c.height), (-wide * 0.55, -1.2 * c.height)],
             trunk,
         )
-        pen.polygon(x, foot, [(wide * 0.2, 0.01), (wide, 0.02), (wide * 0.55, -1.2 * c.height), (wide * 0.2, -1.2 * c.height)],
-                    shade(trunk, 0.75))  # fmt: skip
+        pen.polygon(
+            x,
+            foot,
+            [(wide * 0.2, 0.01), (wide, 0.02), (wide * 0.55, -1.2 * c.height), (wide * 0.2, -1.2 * c.height)],
+            shade(trunk, 0.75),
+        )
     c.merge(pen, 0.2)
     canopy = tone(c, "2c6a2f")
     noise = c.noise(9, 9, 3)
@@ -206,8 +210,8 @@ def desert(c: Canvas, look: str) -> None:
     for depth in range(3):
         sand = mix(tone(c, "edb95e", 0.04), low, 0.3 - 0.15 * depth)
         ripple = c.profile(0, 0.06, 1)
-        y = c.y * c.height
-        waves = 0.5 + 0.5 * np.sin((y * (26 + 8 * depth) + ripple[None, :] * 60) * 2).astype(np.float32)
+        level = c.y * c.height
+        waves = 0.5 + 0.5 * np.sin((level * (26 + 8 * depth) + ripple[None, :] * 60) * 2).astype(np.float32)
         texture = 0.55 * waves + 0.45 * c.noise(30, 30, 2)
         c.below(
             c.profile(0.59 + 0.06 * depth, 0.05 - 0.01 * depth, 1.1),

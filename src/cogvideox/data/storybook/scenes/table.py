@@ -1,11 +1,15 @@
 """The table of scenes: where things stand, what belongs there, how it is named, and who paints it."""
 
+# Tables are read row by row.
+# ruff: noqa: E501
+
 from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from cogvideox.core.errors import InputError
 from cogvideox.data.storybook.paint import Canvas
 from cogvideox.data.storybook.scenes import nature, town, water, wonder
 
@@ -37,6 +41,11 @@ class Scene:
     """Colour of the light on the characters."""
     open: bool = True
     """Under the sky by day: weather and nightfall can happen."""
+
+    @property
+    def dark(self) -> bool:
+        """Dark enough that black characters need a glow behind them."""
+        return self.name in ("night city", "starry night", "space", "volcano", "sunset", "forest")
 
 
 def _scene(name: str, paint: Callable[[Canvas, str], None], tags: str, looks: str, nouns: str, sky: Band,
@@ -91,7 +100,7 @@ _ALL = [
     _scene("space", wonder.space, "space", "earth: above the blue earth | planets: among planets | moon: near a gray moon",
            "in space | in outer space | in deep space", (0.2, 0.75), None, None, (0.28, 0.72), open_=False),
     _scene("volcano", wonder.volcano, "hot,rock", "lava: with glowing lava | ash: under dark smoke",
-           "at a volcano | near a volcano | in front of an erupting volcano", (0.2, 0.5), (0.84, 0.95), None, None,
+           "at a volcano | near a volcano | in front of a burning volcano", (0.2, 0.5), (0.84, 0.95), None, None,
            (1.0, 0.9, 0.86), False),
     _scene("autumn park", wonder.autumn_park, "land,forest,person,road", "clear: under a pale blue sky | golden: in golden light",
            "in an autumn park | in a park in autumn | among autumn trees", (0.22, 0.52), (0.79, 0.94)),
@@ -111,4 +120,4 @@ def scene(name: str) -> Scene:
         if wanted in candidate.nouns:
             return candidate
     near = difflib.get_close_matches(wanted, list(SCENES), n=1, cutoff=0.0)
-    raise ValueError(f"unknown Storybook scene {name!r}; the nearest is {near[0]!r}")
+    raise InputError(f"unknown Storybook scene {name!r}; the nearest is {near[0]!r}")

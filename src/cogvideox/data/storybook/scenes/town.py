@@ -13,7 +13,15 @@ WALLS = ("c98b6b", "d9b48f", "8fa3b8", "b7a6c9", "9fb89a", "cfc3b0", "b56b5f", "
 
 
 def skyline(
-    c: Canvas, base: float, low: float, high: float, haze: Colour, fade: float, lit: float, glass: Colour
+    c: Canvas,
+    base: float,
+    low: float,
+    high: float,
+    haze: Colour,
+    fade: float,
+    lit: float,
+    glass: Colour,
+    windows: bool = False,
 ) -> None:
     """A row of towers with their feet at `base`, mixed with the haze by `fade`."""
     pen = c.pen()
@@ -31,6 +39,7 @@ def skyline(
             lit,
             c.rng,
             mix(glass, haze, fade),
+            windows,
         )
         x += wide / c.width
     c.merge(pen, 0.06)
@@ -71,7 +80,7 @@ def city(c: Canvas, look: str) -> None:
     clouds(c, 0.4, 0.45)
     skyline(c, 0.78, 0.35, 0.55, rgb("cfe2f0"), 0.6, 0.0, rgb("a8c8e0"))
     c.next_layer(0.6)
-    skyline(c, 0.8, 0.2, 0.42, rgb("ffffff"), 0.05, 0.05, rgb("8fc3e8"))
+    skyline(c, 0.8, 0.2, 0.42, rgb("ffffff"), 0.05, 0.05, rgb("8fc3e8"), True)
     c.next_layer(1.0)
     road(c, 0.795, "6b6f76", (245, 245, 240))
     pen = c.pen()

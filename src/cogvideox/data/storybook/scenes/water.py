@@ -68,8 +68,11 @@ def umbrella(c: Canvas, x: float, y: float, size: float, pen: props.Pen) -> None
     pen.line(x, y, [(0, 0), (0, -1.0 * size)], rgb("8d6e63"), 0.012)
     for k in range(6):
         a, b = -math.pi * k / 6, -math.pi * (k + 1) / 6
-        wedge = [(0.0, -0.8 * size), (math.cos(a) * 0.6 * size, -0.8 * size + math.sin(a) * 0.42 * size),
-                 (math.cos(b) * 0.6 * size, -0.8 * size + math.sin(b) * 0.42 * size)]  # fmt: skip
+        wedge = [
+            (0.0, -0.8 * size),
+            (math.cos(a) * 0.6 * size, -0.8 * size + math.sin(a) * 0.42 * size),
+            (math.cos(b) * 0.6 * size, -0.8 * size + math.sin(b) * 0.42 * size),
+        ]
         pen.polygon(x, y, wedge, colour if k % 2 else (250, 250, 250))
 
 
@@ -144,8 +147,13 @@ def underwater(c: Canvas, look: str) -> None:
             props.rock(pen, x, y, 0.13 * scale, tone(c, "66788c"), c.rng)
     if look == "starfish":
         for x, y, scale in props.scatter(c, 5, 0.99, 0.93):
-            star = [(math.cos(k * math.pi / 5) * (0.05 if k % 2 else 0.02) * scale,
-                     math.sin(k * math.pi / 5) * (0.04 if k % 2 else 0.016) * scale) for k in range(10)]  # fmt: skip
+            star = [
+                (
+                    math.cos(k * math.pi / 5) * (0.05 if k % 2 else 0.02) * scale,
+                    math.sin(k * math.pi / 5) * (0.04 if k % 2 else 0.016) * scale,
+                )
+                for k in range(10)
+            ]
             pen.polygon(x, y, star, rgb("ff7043"))
     c.merge(pen, 0.1)
     c.effects.append(Shimmer(seed(c), 0.0, 0.55, 9, rgb("e0ffff"), 0.3, 10))
