@@ -1,11 +1,10 @@
-"""Model folders: the layout of diffusers (`model_index.json`, one folder per part) plus an optional
-`cogvideox.json`.
-"""
+"""Model folders: the layout of diffusers (one folder per part) plus an optional `cogvideox.json`."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -78,13 +77,13 @@ def load_model(
     """Load a model: "mini", a folder, a short name such as "5b", or a hub id (`revision` pins its version).
 
     Weights stay on the CPU, mapped from their files, unless `device` is given. `dtype` defaults to bf16 if
-    the device (the best one present, if none is given) computes in it natively, else fp32. `image_scale`
-    ("sat", "diffusers", "trainers") overrides the scale of the image condition, about which public
-    implementations disagree. Raises CheckpointError naming the key if anything in the folder is missing,
-    unknown or of a wrong shape.
+    the device (the best one present, if none is given) computes in it natively, else fp32; "stored" keeps the
+    precision of the files. `image_scale` ("sat", "diffusers", "trainers") overrides the scale of the image
+    condition, about which public implementations disagree. Raises CheckpointError naming the key if anything
+    in the folder is missing, unknown or of a wrong shape.
     """
     folder = resolve(source, revision)
-    precision = pick_dtype(dtype, pick_device(device))
+    precision = None if dtype == "stored" else pick_dtype(dtype, pick_device(device))
     place = torch.device("cpu") if device is None else pick_device(device)
     spec = read_spec(folder)
     if image_scale is not None:
@@ -118,19 +117,15 @@ def load_model(
 
 
 def load_text(
-    encoder: Path, tokenizer: Path, spec: ModelSpec, dtype: torch.dtype, device: torch.device
+    encoder: Path, tokenizer: Path, spec: ModelSpec, dtype: torch.dtype | None, device: torch.device
 ) -> TextEncoder:
-    """The text encoder from the folders of a T5 encoder (the decoder of a whole T5 is skipped) and a
-    tokenizer.
-    """
-    for file in (encoder / "config.json", tokenizer / "tokenizer_config.json"):
-        if not file.is_file():
-            raise CheckpointError(f"not a complete model folder: {file} is missing")
+    """The text encoder from the folders of a T5 encoder and its tokenizer; a T5 decoder is skipped."""
+    if not (encoder / "config.json").is_file():
+        raise CheckpointError(f"not a complete model folder: {encoder / 'config.json'} is missing")
     try:
         config = T5Config.from_pretrained(encoder, local_files_only=True)
-        words: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(tokenizer, local_files_only=True)
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{encoder.parent}: the text encoder cannot be read: {_line(error)}") from None
+        raise CheckpointError(f"{encoder}: the text encoder cannot be read: {_line(error)}") from None
     if config.d_model != spec.transformer.text_dim:
         raise CheckpointError(
             f"{encoder}: embeddings have {config.d_model} channels, "
@@ -139,11 +134,26 @@ def load_text(
     weights = Weights(encoder)
     kept = {k: weights[k] for k in weights if not k.startswith(("decoder.", "lm_head.")) and k != _TIED}
     model = build_t5(config, kept, str(encoder), dtype, device)
-    return TextEncoder(words, model, spec.transformer.text_length)
+    return TextEncoder(read_tokenizer(tokenizer), model, spec.transformer.text_length)
+
+
+def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder."""
+    if not (folder / "tokenizer_config.json").is_file():
+        raise CheckpointError(f"no tokenizer: {folder / 'tokenizer_config.json'} is missing")
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder}: the tokenizer cannot be read: {_line(error)}") from None
+    return tokenizer
 
 
 def build_t5(
-    config: T5Config, weights: Mapping[str, Tensor], what: str, dtype: torch.dtype, device: torch.device
+    config: T5Config,
+    weights: Mapping[str, Tensor],
+    what: str,
+    dtype: torch.dtype | None,
+    device: torch.device,
 ) -> T5EncoderModel:
     """A T5 encoder filled with weights under the names of `transformers`."""
     with torch.device("meta"):
@@ -160,52 +170,65 @@ def build_t5(
 
 
 def save_model(model: Model, folder: str | Path, *, dtype: str | torch.dtype | None = None) -> None:
-    """Write a model folder, atomically: what stood there before is replaced once the new one is complete.
+    """Write a model folder, atomically: a model that stood there is replaced once the new one is complete.
 
     `dtype` converts the weights; by default they are written as they are. `diffusers` loads the result,
-    with the pipeline class for the model's task.
+    with the pipeline class for the model's task. Raises InputError rather than replace anything but a model.
     """
+    folder = Path(folder)
+    if folder.exists() and not (folder / "model_index.json").is_file() and any(folder.iterdir()):
+        raise InputError(f"{folder} holds something other than a model; choose another folder")
     kind = None if dtype is None else pick_dtype(dtype, torch.device("cpu"))
     spec = model.spec
     configs = {
-        "model_index.json": _model_index(spec),
+        "model_index.json": _model_index(spec, type(model.text.tokenizer).__name__),
         OWN_FILE: write_own(spec, model.record),
         "transformer/config.json": write_transformer(spec.transformer),
         "vae/config.json": write_vae(spec.vae, spec.height, spec.width),
         "scheduler/scheduler_config.json": write_scheduler(spec),
     }
+    folder.absolute().parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(folder) as partial:
         for name, config in configs.items():
-            (partial / name).parent.mkdir(parents=True, exist_ok=True)
-            (partial / name).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+            write_json(partial / name, config)
         for name, table, module in (
             ("transformer", diffusers_transformer(spec.transformer), model.transformer),
             ("vae", diffusers_vae(spec.vae), model.vae),
         ):
             tensors = iter_theirs(table, module.state_dict(), name)
             write_weights(tensors, partial / name, DIFFUSERS_STEM, dtype=kind)
-        _save_text(model.text, partial, kind)
+        write_text(model.text, partial / "text_encoder", partial / "tokenizer", kind)
 
 
-def _save_text(text: TextEncoder, folder: Path, dtype: torch.dtype | None) -> None:
+def write_text(text: TextEncoder, encoder: Path, tokenizer: Path, dtype: torch.dtype | None) -> None:
+    """Write a text encoder as `transformers` reads it: weights and configuration, and the tokenizer."""
     state = text.model.state_dict()
     state.pop(_TIED)
-    write_weights(state.items(), folder / "text_encoder", TRANSFORMERS_STEM, dtype=dtype)
+    write_weights(state.items(), encoder, TRANSFORMERS_STEM, dtype=dtype)
     config = text.model.config.to_dict()
     config["architectures"] = ["T5EncoderModel"]
     config["dtype"] = str(dtype or text.model.dtype).removeprefix("torch.")
-    (folder / "text_encoder" / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
-    text.tokenizer.save_pretrained(folder / "tokenizer")
+    write_json(encoder / "config.json", config)
+    text.tokenizer.save_pretrained(tokenizer)
+    vocabulary = Path(text.tokenizer.name_or_path) / "spiece.model"
+    if vocabulary.is_file():  # older releases of transformers read nothing else
+        shutil.copyfile(vocabulary, tokenizer / "spiece.model")
 
 
-def _model_index(spec: ModelSpec) -> dict[str, Any]:
+def write_json(path: Path, config: Mapping[str, Any]) -> None:
+    """Write a configuration file, with the folder that it is in."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _model_index(spec: ModelSpec, tokenizer: str) -> dict[str, Any]:
     task = "ImageToVideo" if spec.image_conditioned else ""
     return {
         "_class_name": f"CogVideoX{task}Pipeline",
         "_diffusers_version": DIFFUSERS_VERSION,
         "scheduler": ["diffusers", write_scheduler(spec)["_class_name"]],
         "text_encoder": ["transformers", "T5EncoderModel"],
-        "tokenizer": ["transformers", "T5Tokenizer"],
+        "tokenizer": ["transformers", tokenizer],
         "transformer": ["diffusers", "CogVideoXTransformer3DModel"],
         "vae": ["diffusers", "AutoencoderKLCogVideoX"],
     }

@@ -9,7 +9,6 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
     HFValidationError,
-    LocalEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
@@ -69,9 +68,10 @@ def fetch(repo: str, patterns: Sequence[str], revision: str | None = None) -> Pa
     except (RepositoryNotFoundError, HFValidationError):
         hubs = [spec.hub for spec in SPECS.values() if spec.hub]
         reason = f"the hub has no such repository{nearest(repo, hubs)}"
-    except (LocalEntryNotFoundError, OSError):
-        reason = (
+    except OSError as error:
+        offline = (
             "the hub cannot be reached and the model is not in the local cache; "
             "connect once to download it, or give a local folder"
         )
+        reason = error.strerror if error.errno and error.strerror else offline
     raise InputError(f"cannot load {repo!r}: {reason}")

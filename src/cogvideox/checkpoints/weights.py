@@ -80,13 +80,14 @@ def build(
     table: Table,
     theirs: Mapping[str, Tensor],
     what: str,
-    dtype: torch.dtype,
+    dtype: torch.dtype | None,
     device: torch.device,
 ) -> M:
     """A module made on the meta device and filled with `theirs` through a key map, tensor by tensor.
 
-    Tensors that keep their precision and stay on the CPU remain views of the mapped file. No second copy of
-    the model exists at any time. Raises CheckpointError for missing, unknown and misshaped keys.
+    `dtype` None keeps the precision of the file. Tensors that keep their precision and stay on the CPU
+    remain views of the mapped file. No second copy of the model exists at any time. Raises CheckpointError
+    for missing, unknown and misshaped keys.
     """
     with torch.device("meta"):
         module = make()

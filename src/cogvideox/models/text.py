@@ -92,7 +92,6 @@ class TextEncoder:
         ids = self._ids(prompt)
         return str(self.tokenizer.decode(ids[self.length - 1 : -1])) if len(ids) > self.length else ""
 
-    @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> Tensor:
         """Embeddings (n, length, dim) on the model's device, in its precision.
 
@@ -102,14 +101,16 @@ class TextEncoder:
         """
         if isinstance(prompts, str):
             raise InputError("encode takes a list of prompts, not one string")
+        for prompt in prompts:
+            if tail := self.cut_tail(prompt):
+                used = f"the prompt has {self.tokens(prompt)} tokens, {self.length} fit"
+                warnings.warn(f"{used}; lost: {tail!r}", stacklevel=2)
         embeddings = [self._encode(prompt) for prompt in prompts]
         device = self.model.device
         return torch.stack(embeddings).to("cpu" if device.type == "meta" else device)
 
+    @torch.no_grad()
     def _encode(self, prompt: str) -> Tensor:
-        if tail := self.cut_tail(prompt):
-            used, length = self.tokens(prompt), self.length
-            warnings.warn(f"the prompt has {used} tokens, {length} fit; lost: {tail!r}", stacklevel=3)
         key = (prompt, self.length, self.fingerprint)
         known = self.cache.get(key)
         if known is not None:
