@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -31,6 +32,7 @@ from cogvideox.checkpoints.keymaps import (
     iter_ours,
     iter_theirs,
     same,
+    without_fixed_positions,
 )
 from cogvideox.checkpoints.weights import DIFFUSERS_STEM, TRANSFORMERS_STEM, Weights, build, write_weights
 from cogvideox.core.device import pick_device, pick_dtype
@@ -44,6 +46,7 @@ from cogvideox.models.vae.autoencoder import VAE
 
 # The first release of diffusers that knows every setting that is written here.
 DIFFUSERS_VERSION = "0.32.0"
+_POSITIONS = "patch_embed.pos_embedding"
 _TIED = "encoder.embed_tokens.weight"  # the same tensor as T5's shared.weight
 
 
@@ -95,7 +98,7 @@ def load_model(
     transformer = build(
         lambda: Transformer(spec.transformer, spec.position_policy),
         diffusers_transformer(spec.transformer),
-        parts["transformer"],
+        without_fixed_positions(spec.transformer, parts["transformer"], _POSITIONS, f"{folder}/transformer"),
         f"{folder}/transformer",
         precision,
         place,
@@ -131,9 +134,7 @@ def load_text(
             f"{encoder}: embeddings have {config.d_model} channels, "
             f"the transformer needs {spec.transformer.text_dim}"
         )
-    weights = Weights(encoder)
-    kept = {k: weights[k] for k in weights if not k.startswith(("decoder.", "lm_head.")) and k != _TIED}
-    model = build_t5(config, kept, str(encoder), dtype, device)
+    model = build_t5(config, Weights(encoder), str(encoder), dtype, device)
     return TextEncoder(read_tokenizer(tokenizer), model, spec.transformer.text_length)
 
 
@@ -155,12 +156,15 @@ def build_t5(
     dtype: torch.dtype | None,
     device: torch.device,
 ) -> T5EncoderModel:
-    """A T5 encoder filled with weights under the names of `transformers`."""
+    """A T5 encoder filled with weights under the names of `transformers`; a decoder is skipped."""
+    kept = {k: weights[k] for k in weights if not k.startswith(("decoder.", "lm_head."))}
+    if _TIED in kept:
+        kept.setdefault("shared.weight", kept.pop(_TIED))
     with torch.device("meta"):
         model = T5EncoderModel(config)
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items() if name != _TIED}
     state = {}
-    for name, tensor in iter_ours(tuple(same(name, name) for name in shapes), weights, shapes, what):
+    for name, tensor in iter_ours(tuple(same(name, name) for name in shapes), kept, shapes, what):
         # In fp16 these layers overflow; T5 computes them in fp32 wherever their weights are.
         exact = dtype == torch.float16 and ".wo." in name
         state[name] = tensor.to(device=device, dtype=torch.float32 if exact else dtype)
@@ -173,13 +177,19 @@ def save_model(model: Model, folder: str | Path, *, dtype: str | torch.dtype | N
     """Write a model folder, atomically: a model that stood there is replaced once the new one is complete.
 
     `dtype` converts the weights; by default they are written as they are. `diffusers` loads the result,
-    with the pipeline class for the model's task. Raises InputError rather than replace anything but a model.
+    with the pipeline class for the model's task; two conventions are not in its layout and must be given
+    to it in each call: the zero embedding of the unconditional branch and the text length. Warns when the
+    image condition's scale has no place there either. Raises InputError rather than replace anything but a
+    model.
     """
     folder = Path(folder)
     if folder.exists() and not (folder / "model_index.json").is_file() and any(folder.iterdir()):
         raise InputError(f"{folder} holds something other than a model; choose another folder")
     kind = None if dtype is None else pick_dtype(dtype, torch.device("cpu"))
     spec = model.spec
+    if spec.image_conditioned and spec.vae.condition_scale not in (spec.vae.scale, 1 / spec.vae.scale):
+        ours, theirs = f"{spec.vae.condition_scale:g}", f"1/{spec.vae.scale:g}"
+        warnings.warn(f"diffusers will scale the image condition by {theirs}, not by {ours}", stacklevel=2)
     configs = {
         "model_index.json": _model_index(spec, type(model.text.tokenizer).__name__),
         OWN_FILE: write_own(spec, model.record),

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from cogvideox.core.errors import CheckpointError, nearest
 from cogvideox.models.specs import TransformerSpec, VAESpec
+from cogvideox.models.transformer.positions import coordinates, sincos_table
 
 
 @dataclass(frozen=True)
@@ -220,6 +221,30 @@ def sat_vae(spec: VAESpec) -> Table:
         )
 
     return _vae(spec, _VAENames(block, resample, "nin_shortcut"))
+
+
+def without_fixed_positions(
+    spec: TransformerSpec, weights: Mapping[str, Tensor], key: str, what: str
+) -> Mapping[str, Tensor]:
+    """`weights` without a stored table of sin-cos positions under `key`, once it equals the computed one.
+
+    Some files of 2B hold it, others do not; here it is never a weight.
+    """
+    if "sincos" not in spec.positions or key not in weights:
+        return weights
+    stored = weights[key]
+    video = sincos_table(
+        coordinates(spec.base_grid, "extrapolate", spec.base_grid), spec.width, spec.spatial_scale
+    )
+    table = torch.cat([torch.zeros(spec.text_length, spec.width), video]).unsqueeze(0)
+    if stored.shape != table.shape:
+        raise CheckpointError(
+            f"{what}: {key!r} has shape {tuple(stored.shape)}, the model needs {tuple(table.shape)}"
+        )
+    error = (stored.float() - table).abs().max().item()
+    if not error <= max(2 * torch.finfo(stored.dtype).eps, 1e-5):
+        raise CheckpointError(f"{what}: {key!r} differs by {error:.2g} from the model's fixed positions")
+    return {name: weights[name] for name in weights if name != key}
 
 
 def check_keys(expected: Iterable[str], found: Iterable[str], what: str) -> None:

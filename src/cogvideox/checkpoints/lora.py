@@ -39,7 +39,7 @@ DIFFUSERS_METADATA = "lora_adapter_metadata"
 OWN_METADATA = "cogvideox"
 KEY = re.compile(
     r"(?:base_model\.model\.)?(?:transformer\.)?(?P<module>.+?)\."
-    r"(?:lora_(?P<new>[AB])(?:\.default)?\.weight|lora\.(?P<old>down|up)\.weight|(?P<alpha>alpha))"
+    r"(?:lora_(?P<new>[AB])(?:\.[\w-]+)?\.weight|lora\.(?P<old>down|up)\.weight|(?P<alpha>alpha))"
 )
 SAT_MODULES = {
     ("query_key_value", "0"): "to_q",

@@ -22,12 +22,16 @@ import torch
 from torch import Tensor
 from transformers import T5Config
 
-from cogvideox.checkpoints.keymaps import iter_theirs, sat_transformer, sat_vae
+from cogvideox.checkpoints.keymaps import (
+    iter_theirs,
+    sat_transformer,
+    sat_vae,
+    without_fixed_positions,
+)
 from cogvideox.checkpoints.weights import build
 from cogvideox.core.errors import CheckpointError
-from cogvideox.models.specs import SPECS, ModelSpec, TransformerSpec, VAESpec
+from cogvideox.models.specs import SPECS, ModelSpec, VAESpec
 from cogvideox.models.transformer.model import Transformer
-from cogvideox.models.transformer.positions import coordinates, sincos_table
 from cogvideox.models.vae.autoencoder import VAE
 
 STATES = "mp_rank_00_model_states.pt"
@@ -112,9 +116,7 @@ def split(state: Mapping[str, Tensor], what: str) -> SatState:
             elif not DROPPED.fullmatch(name):
                 parts["transformer"][name] = tensor
         elif key.startswith(TEXT_PREFIX):
-            name = key.removeprefix(TEXT_PREFIX)
-            if name != "encoder.embed_tokens.weight":  # the same tensor as shared.weight
-                parts["text"][name] = tensor
+            parts["text"][key.removeprefix(TEXT_PREFIX)] = tensor
         elif bare_vae or key.startswith(VAE_PREFIX):
             name = key.removeprefix(VAE_PREFIX)
             if not re.match(r"loss(\.|$)", name):
@@ -149,13 +151,10 @@ def load_transformer(
     spec: ModelSpec, state: Mapping[str, Tensor], what: str, dtype: torch.dtype | None = None
 ) -> Transformer:
     """A transformer with SAT weights. A stored table of fixed positions must equal the computed one."""
-    weights = dict(state)
-    if "sincos" in spec.transformer.positions and POSITIONS in weights:
-        _check_positions(spec.transformer, weights.pop(POSITIONS), what)
     return build(
         lambda: Transformer(spec.transformer, spec.position_policy),
         sat_transformer(spec.transformer),
-        weights,
+        without_fixed_positions(spec.transformer, state, POSITIONS, what),
         what,
         dtype,
         torch.device("cpu"),
@@ -165,21 +164,6 @@ def load_transformer(
 def load_vae(spec: VAESpec, state: Mapping[str, Tensor], what: str, dtype: torch.dtype | None = None) -> VAE:
     """A VAE with SAT weights."""
     return build(lambda: VAE(spec), sat_vae(spec), state, what, dtype, torch.device("cpu"))
-
-
-def _check_positions(spec: TransformerSpec, stored: Tensor, what: str) -> None:
-    axes = coordinates(spec.base_grid, "extrapolate", spec.base_grid)
-    video = sincos_table(axes, spec.width, spec.spatial_scale)
-    table = torch.cat([torch.zeros(spec.text_length, spec.width), video]).unsqueeze(0)
-    if stored.shape != table.shape:
-        raise CheckpointError(
-            f"{what}: {POSITIONS!r} has shape {tuple(stored.shape)}, the model needs {tuple(table.shape)}"
-        )
-    error = (stored.float() - table).abs().max().item()
-    if not error <= max(2 * torch.finfo(stored.dtype).eps, 1e-5):
-        raise CheckpointError(
-            f"{what}: {POSITIONS!r} differs by {error:.2g} from the model's fixed positions"
-        )
 
 
 def text_config(state: Mapping[str, Tensor], what: str) -> T5Config:

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from cogvideox.checkpoints.configs import read_json
 from cogvideox.checkpoints.keymaps import Table, iter_ours
 from cogvideox.core.errors import CheckpointError
 
@@ -59,7 +60,7 @@ def _shards(folder: Path) -> list[Path]:
     indices = sorted(folder.glob("*.safetensors.index.json"))
     indices = [i for i in indices if ".fp16." not in i.name]
     if indices:
-        names = sorted(set(json.loads(indices[0].read_text(encoding="utf-8"))["weight_map"].values()))
+        names = sorted(set(read_json(indices[0]).get("weight_map", {}).values()))
         files = [folder / name for name in names]
     else:
         files = sorted(f for f in folder.glob("*.safetensors") if ".fp16." not in f.name)
