@@ -207,9 +207,8 @@ class Teller:
             )
             return self.pick(ways)
         if kind == "passes":
-            ways = (f"{a} going {side} passes {b} going {_other(side)}",
-                    f"{a} moves to the {side} and {b} moves to the {_other(side)}")  # fmt: skip
-            return self.pick(ways)
+            first = f"{a} going {side} passes {b} going {_other(side)}"
+            return self.pick((first, f"{a} moves to the {side} and {b} moves to the {_other(side)}"))
         if kind == "jumps over":
             way = "right" if move.b.x > move.a.x else "left"
             return f"{a} {self.pick(('jumps over', 'leaps over'))} {b} {self.pick(('', f'to the {way}'))}"

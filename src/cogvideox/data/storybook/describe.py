@@ -65,31 +65,47 @@ def _check(order: Order) -> None:
         raise InputError("a still picture (duration 0) has no second action, event or camera move")
 
 
+def _canonical(order: Order, who: Character, where: Scene) -> Order:
+    """The same order with every name in its canonical spelling, so that paraphrases give the same clip."""
+    return replace(
+        order,
+        character=who.name,
+        action=_action(order.action, who, where) if order.action else None,
+        scene=where.name,
+        speed=speed_named(order.speed),
+        then=_action(order.then, who, where) if order.then else None,
+        relation=choose("relation", order.relation, RELATIONS) if order.relation else None,
+        other=character(order.other).name if order.other else None,
+        style=choose("style", order.style, STYLES) if order.style else None,
+        camera=choose("camera", order.camera, CAMERAS),
+        event=choose("event", order.event, [e for e in EVENTS if e != "transform"]) if order.event else None,
+        becomes=character(order.becomes).name if order.becomes else None,
+        look=_look(where, order.look),
+    )
+
+
 def describe(order: Order, version: str) -> Clip:
     """Build one clip; ValueError in one line for names that do not exist or do not go together."""
     _check(order)
     who, where = character(order.character), scene(order.scene)
+    order = _canonical(order, who, where)
     rng = generator(order.seed, "storybook", version, "describe", *(str(v) for v in vars(order).values()))
-    place = sample.setting(rng, where, _look(where, order.look))
-    style = choose("style", order.style, STYLES) if order.style else None
-    clip = Clip(version, order.seed, int(rng.integers(1 << 30)), order.duration, place, (), style=style)
+    place = sample.setting(rng, where, order.look)
+    clip = Clip(version, order.seed, int(rng.integers(1 << 30)), order.duration, place, (), style=order.style)
     clip = _happens(order, clip, where, rng)
-    speed = speed_named(order.speed)
     if order.count > 1 or order.relation or order.other:
         return _several(order, clip, who, where, rng)
-    action = _action(order.action or "stay", who, where)
-    if order.duration <= 0:
-        action = "stay"
+    action = order.action if order.action and order.duration > 0 else "stay"
     if order.then:
-        actor = sample.sequence(rng, who, where, action, _action(order.then, who, where), order.duration)
+        actor = sample.sequence(rng, who, where, action, order.then, order.duration)
         return replace(clip, actors=(actor,))
-    actor = sample.solo(rng, who, where, action, speed, order.duration)
+    actor = sample.solo(rng, who, where, action, order.speed, order.duration)
     if order.becomes:
-        actor = sample.transformed(rng, actor, where, order.duration, character(order.becomes).name)
+        actor = sample.transformed(rng, actor, where, order.duration, order.becomes)
         return replace(
             clip, actors=(actor,), events=(Event("transform", actor.changes_at, actor.changes_at),)
         )
-    camera = choose("camera", order.camera, CAMERAS)
+    camera = order.camera
     if camera == "static":
         return replace(clip, actors=(actor,))
     if camera not in sample.cameras_for(action):
@@ -102,14 +118,14 @@ def describe(order: Order, version: str) -> Clip:
 def _happens(order: Order, clip: Clip, where: Scene, rng: sample.Generator) -> Clip:
     if not order.event:
         return clip
-    kind = choose("event", order.event, [e for e in EVENTS if e != "transform"])
+    kind = order.event
     if not where.open:
         raise InputError(f"event {kind!r} needs open sky by day, not {where.name!r}")
     return replace(clip, events=(sample.event(rng, kind, order.duration),))
 
 
 def _several(order: Order, clip: Clip, who: Character, where: Scene, rng: sample.Generator) -> Clip:
-    kind = choose("relation", order.relation or "together", RELATIONS)
+    kind = order.relation or "together"
     if order.other is None and kind != "together":
         raise InputError(f"relation {kind!r} needs a second character: give `other`")
     if order.duration <= 0 and kind not in STILL:
@@ -117,7 +133,7 @@ def _several(order: Order, clip: Clip, who: Character, where: Scene, rng: sample
     cast = [who, character(order.other)] if order.other else [who] * max(2, order.count)
     if not fits(kind, cast[0], cast[1], where):
         raise InputError(f"{cast[0].name!r} and {cast[1].name!r} cannot be {kind!r} in {where.name!r}")
-    action = _action(order.action, who, where) if order.action and order.duration > 0 else None
+    action = order.action if order.duration > 0 else None
     way = -1 if action and action.endswith("left") else 1 if action and action.endswith("right") else None
     group = relate(rng, kind, cast, where, order.duration, action, way)
     camera = group.camera if not clip.events else type(group.camera)()

@@ -110,12 +110,13 @@ def pose(actor: Actor, time: float, width: float, height: float) -> Pose:
     vx, vy = (x1 - x0) / gap, (y1 - y0) / gap
     flip, angle = _turn(who, move, u, vx, vy)
     bob, rhythm = GAITS[who.gait].bob, GAITS[who.gait].rhythm
-    going = math.hypot(vx, vy) > 0.02
     lift = _hop(move, u)
     if actor.mode in ("air", "free"):
         y += bob_air(actor, time)
-    elif bob and going and not move.hops:
-        lift += bob * actor.size * scale * abs(math.sin(math.pi * rhythm * actor.rate * time))
+    elif bob and not move.hops:
+        # Hops set in and end softly, and rest where the character turns round.
+        going = min(1.0, math.hypot(vx, vy) / 0.08, u * span / 0.15, (1 - u) * span / 0.15)
+        lift += going * bob * actor.size * scale * abs(math.sin(math.pi * rhythm * actor.rate * time))
     return Pose(x, y, lift, scale, angle + 2 * math.pi * move.spins * u, flip)
 
 

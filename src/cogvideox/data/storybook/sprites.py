@@ -19,9 +19,13 @@ Box = tuple[float, float, float, float]
 """x0, y0, x1, y1."""
 
 PACK = resources.files("cogvideox.assets") / "storybook"
-SHEETS_IN_MEMORY = 48
+SHEETS_IN_MEMORY = 56
 """Decoded sheets kept (about 4 MB each)."""
-SMALLEST = 0.3
+SMALL_SHEETS_IN_MEMORY = 160
+"""Half-size sheets kept (about 1 MB each)."""
+GUTTER = 8
+"""Transparent pixels around each cell of a half-size sheet."""
+SMALLEST = 0.26
 """Scale below which a cell is isolated before scaling: wide filters would reach its neighbours."""
 
 
@@ -77,6 +81,33 @@ def sheet(name: str) -> Image.Image:
         return Image.open(file).convert("RGBA").convert("RGBa")
 
 
+@lru_cache(maxsize=SMALL_SHEETS_IN_MEMORY)
+def small_sheet(name: str) -> Image.Image:
+    """The animation at half size, with wider gutters: for small pictures, quick and light on memory."""
+    shape, image = sprite(name), sheet(name)
+    width, height = small_cell(shape)
+    rows = -(-shape.cells // shape.columns)
+    small = Image.new("RGBa", (shape.columns * (width + 2 * GUTTER), rows * (height + 2 * GUTTER)))
+    for cell in range(shape.cells):
+        x, y = shape.corner(cell)
+        # The gutter lets an odd size grow by one transparent pixel.
+        half = image.crop((x, y, x + 2 * width, y + 2 * height)).reduce(2)
+        small.paste(half, small_corner(shape, cell))
+    return small
+
+
+def small_cell(shape: Sprite) -> tuple[int, int]:
+    """Width and height of a cell of the half-size sheet."""
+    return (shape.size[0] + 1) // 2, (shape.size[1] + 1) // 2
+
+
+def small_corner(shape: Sprite, cell: int) -> tuple[int, int]:
+    """Upper left pixel of a cell on the half-size sheet."""
+    width, height = small_cell(shape)
+    row, column = divmod(cell, shape.columns)
+    return column * (width + 2 * GUTTER) + GUTTER, row * (height + 2 * GUTTER) + GUTTER
+
+
 def _isolated(image: Image.Image, box: tuple[int, int, int, int], margin: int) -> Image.Image:
     """A cell alone on a transparent ground, `margin` pixels wider on each side."""
     alone = Image.new("RGBa", (box[2] - box[0] + 2 * margin, box[3] - box[1] + 2 * margin))
@@ -92,15 +123,22 @@ def draw(name: str, cell: int, left: float, top: float, width: float, height: fl
     pixel position and the premultiplied pixels, uint8 (h, w, 4).
     """
     shape = sprite(name)
-    image = sheet(name)
-    x, y = shape.corner(cell)
     scale_x, scale_y = width / shape.size[0], height / shape.size[1]
-    if angle or min(scale_x, scale_y) < SMALLEST:
+    if angle:
+        x, y = shape.corner(cell)
         margin = math.ceil(4 / min(scale_x, scale_y))
-        image = _isolated(image, (x, y, x + shape.size[0], y + shape.size[1]), margin)
+        alone = _isolated(sheet(name), (x, y, x + shape.size[0], y + shape.size[1]), margin)
+        return _turned(alone, scale_x, scale_y, flip, angle, left + width / 2, top + height / 2)
+    if max(scale_x, scale_y) <= 0.5:
+        image, (x, y) = small_sheet(name), small_corner(shape, cell)
+        scale_x, scale_y = 2 * scale_x, 2 * scale_y
+    else:
+        image, (x, y) = sheet(name), shape.corner(cell)
+    if min(scale_x, scale_y) < SMALLEST:
+        margin = math.ceil(4 / min(scale_x, scale_y))
+        wide = (math.ceil(width / scale_x), math.ceil(height / scale_y))
+        image = _isolated(image, (x, y, x + wide[0], y + wide[1]), margin)
         x, y = margin, margin
-        if angle:
-            return _turned(image, scale_x, scale_y, flip, angle, left + width / 2, top + height / 2)
     x0, y0 = math.floor(left), math.floor(top)
     x1, y1 = math.ceil(left + width), math.ceil(top + height)
     # A mirrored cell is scaled with the mirrored sub-pixel offset, then its pixels are reversed.
