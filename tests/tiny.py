@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -127,7 +128,9 @@ def tiny_model(like: str | ModelSpec = "5b", seed: int = 0) -> Model:
 
 def tiny_folder(path: Path, like: str | ModelSpec = "5b", seed: int = 0) -> Path:
     """A model folder with random weights at `path`."""
-    save_model(tiny_model(like, seed), path)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "diffusers will scale the image condition")
+        save_model(tiny_model(like, seed), path)
     return path
 
 

@@ -69,7 +69,8 @@ def test_record_and_conventions_survive(tmp_path):
     model = tiny_model("1.5-5b-i2v")
     model.spec = replace(model.spec, unconditional="empty", sampler="ddim", licence="MIT", first_frame=True)
     model.record = {"caption_style": "storybook", "data": [{"name": "x", "licence": "CC0"}]}
-    save_model(model, tmp_path / "m")
+    with pytest.warns(UserWarning, match=r"image condition by 1/0.7, not by 1"):
+        save_model(model, tmp_path / "m")
     loaded = load_model(tmp_path / "m")
     assert loaded.spec == model.spec
     assert loaded.record == model.record
@@ -152,6 +153,29 @@ def test_damaged_text_encoder_is_named(copy):
     save_file(weights, file, metadata={"format": "pt"})
     with pytest.raises(CheckpointError, match=r"text_encoder.*encoder\.final_layer_norm\.weight"):
         load_model(copy)
+
+
+def test_either_name_of_the_shared_embedding_will_do(folder_of, copy):
+    file = copy / "text_encoder" / "model.safetensors"
+    weights = load_file(file)
+    weights["encoder.embed_tokens.weight"] = weights.pop("shared.weight")
+    save_file(weights, file, metadata={"format": "pt"})
+    whole = load_model(folder_of("5b"), dtype="fp32")
+    assert same_weights(load_model(copy, dtype="fp32").text.model, whole.text.model)
+
+
+def test_a_stored_table_of_fixed_positions_is_checked_and_dropped(folder_of, tmp_path):
+    copy = shutil.copytree(folder_of("2b"), tmp_path / "copy")
+    key = "patch_embed.pos_embedding"
+    table = CogVideoXPipeline.from_pretrained(copy).transformer.get_buffer(key)
+    weights = load_file(copy / TRANSFORMER)
+    for error, ok in ((0.0, True), (1e-3, False)):
+        save_file(weights | {key: table + error}, copy / TRANSFORMER, metadata={"format": "pt"})
+        if ok:
+            load_model(copy)
+        else:
+            with pytest.raises(CheckpointError, match=f"'{key}' differs by 0.001"):
+                load_model(copy)
 
 
 def test_truncated_file_is_named(copy):

@@ -45,6 +45,7 @@ def edit(file, change, key="module"):
     torch.save(content, file)
 
 
+@pytest.mark.filterwarnings("ignore:diffusers will scale")
 @pytest.mark.parametrize("like", VARIANTS)
 def test_round_trip_through_sat_keeps_every_bit(folder_of, tmp_path, like):
     convert(folder_of(like), tmp_path / "sat", to="sat")
