@@ -1,0 +1,97 @@
+"""Loading a model for generation: where it computes, whether it fits, which adapters it gets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from cogvideox.checkpoints import lora as adapters
+from cogvideox.checkpoints.folder import load_model, read_spec
+from cogvideox.checkpoints.hub import resolve
+from cogvideox.checkpoints.weights import Weights as WeightFiles
+from cogvideox.core.device import memory, pick_device, pick_dtype
+from cogvideox.core.errors import InputError, nearest
+from cogvideox.generation.generate import Place
+from cogvideox.generation.pipeline import Pipeline
+from cogvideox.generation.plan import OVERHEAD, Weights, gib, weights_of
+from cogvideox.generation.request import Compat
+from cogvideox.models.specs import SPECS, ModelSpec
+
+Offload = Literal["auto", "none", "cpu"]
+Adapter = str | Path | tuple[str | Path, float]
+
+
+def load(
+    source: str | Path = "mini",
+    dtype: str | torch.dtype | None = None,
+    device: str | torch.device | None = None,
+    compat: Compat | None = None,
+    *,
+    offload: Offload = "auto",
+    lora: Sequence[Adapter] = (),
+    revision: str | None = None,
+) -> Pipeline:
+    """A pipeline for "mini", a model folder, a released model ("5b") or a hub id.
+
+    `dtype` and `device` default to the best that this machine has. `compat="diffusers"` follows its
+    conventions where public implementations disagree, so that equal generators give equal videos.
+    `offload="cpu"` keeps parts in the CPU's memory until their turn (on a CPU: frees the text encoder after
+    use), "none" never does, "auto" does when memory is short. `lora` holds files, or pairs (file, weight).
+    Raises InputError when the model does not exist, is damaged or does not fit.
+    """
+    if offload not in ("auto", "none", "cpu"):
+        raise InputError(f"unknown offload {offload!r}{nearest(offload, ['auto', 'none', 'cpu'])}")
+    if compat not in (None, "diffusers"):
+        raise InputError(f"unknown compat {compat!r} (known: 'diffusers')")
+    target = pick_device(device)
+    precision = pick_dtype(dtype, target)
+    spec, weights = survey(source, precision, revision)
+    parts_wait = must_wait(spec, weights, target, offload)
+    accelerator = target.type != "cpu"
+    model = load_model(
+        source,
+        dtype=precision,
+        device=None if parts_wait or not accelerator else target,
+        revision=revision,
+        # Only the 1.5 models have more than one convention.
+        image_scale="diffusers" if compat and spec.vae.condition_scale != spec.vae.scale else None,
+    )
+    pairs = [one if isinstance(one, tuple) else (one, 1.0) for one in lora]
+    if pairs:
+        adapters.apply(model, [(adapters.load_lora(file), weight) for file, weight in pairs])
+    return Pipeline(
+        model,
+        Place(target, precision, offload=parts_wait and accelerator),
+        compat,
+        release_text=parts_wait and not accelerator,
+        adapters=tuple((str(file), weight) for file, weight in pairs),
+    )
+
+
+def survey(source: str | Path, dtype: torch.dtype, revision: str | None = None) -> tuple[ModelSpec, Weights]:
+    """Spec of a model and bytes of its parts, without loading anything; released models are not even
+    fetched."""
+    if str(source) in SPECS and not Path(source).is_dir():
+        spec = SPECS[str(source)]
+        return spec, weights_of(spec, dtype)
+    folder = resolve(source, revision)
+    spec, files = read_spec(folder), WeightFiles(folder / "text_encoder")
+    skipped = ("decoder.", "lm_head.")
+    count = sum(files[key].numel() for key in files if not key.startswith(skipped))
+    return spec, weights_of(spec, dtype, count * dtype.itemsize)
+
+
+def must_wait(spec: ModelSpec, weights: Weights, target: torch.device, offload: Offload) -> bool:
+    """Whether parts have to wait for their turn. InputError when not even that fits."""
+    free = memory(target).free - OVERHEAD
+    waiting = max(weights.text, weights.transformer + weights.vae)
+    if target.type != "cpu":
+        waiting = max(weights.text, weights.transformer, weights.vae)
+    if waiting > free:
+        raise InputError(
+            f"{spec.name} needs {gib(waiting)} for its weights, {gib(free)} are free: use a smaller one"
+        )
+    return offload == "cpu" or (offload == "auto" and weights.total > free)

@@ -1,0 +1,226 @@
+"""What a request will cost, from specs alone: memory by stage and time by stage, before anything is loaded.
+
+Activations are counted in units measured on CPUs (`tests/generation/test_plan.py` measures them again): the
+largest tensors of a transformer block and of the decoder's last level that are alive at once.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from cogvideox.core.device import Memory
+from cogvideox.core.errors import InputError
+from cogvideox.core.shapes import DECODE_CHUNK, PIXELS_PER_LATENT, ClipShape, pixel_frames, plan_shape
+from cogvideox.generation.request import Settings
+from cogvideox.models.specs import ModelSpec, VAESpec
+from cogvideox.models.transformer.model import Transformer
+from cogvideox.models.vae.autoencoder import VAE
+
+GIB = 2**30
+BLOCK_UNITS = 22
+"""Tensors of the size of the hidden state that a transformer block keeps alive."""
+DECODER_UNITS = 11
+"""Tensors of the size of the decoder's widest full-resolution level that it keeps alive."""
+OVERHEAD = 64 * 2**20
+T5_XXL_PARAMETERS = 4_762_310_656
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Bytes of a model's parts."""
+
+    text: int
+    transformer: int
+    vae: int
+
+    @property
+    def total(self) -> int:
+        return self.text + self.transformer + self.vae
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run needs and what there is, in bytes."""
+
+    shape: ClipShape
+    tokens: int
+    """Of one branch in the longest window, text included."""
+    weights: Weights
+    sampling: int
+    """Activations of the transformer."""
+    decoding: int
+    """Activations of the decoder, for one chunk: they do not grow with the length of the clip."""
+    peak: int
+    """The most that is needed at once, beyond what is in memory already."""
+    free: int
+    release_text: bool
+    """The text encoder must go before sampling begins, or it will not fit."""
+
+    @property
+    def fits(self) -> bool:
+        return self.peak <= self.free
+
+
+def weights_of(spec: ModelSpec, dtype: torch.dtype, text_bytes: int | None = None) -> Weights:
+    """Bytes of a model's parts in `dtype`; `text_bytes` defaults to T5-XXL, the released models' encoder."""
+    size = dtype.itemsize
+    transformer, vae = _parameters(spec)
+    text = T5_XXL_PARAMETERS * size if text_bytes is None else text_bytes
+    return Weights(text, transformer * size, vae * size)
+
+
+@functools.lru_cache(maxsize=32)
+def _parameters(spec: ModelSpec) -> tuple[int, int]:
+    with torch.device("meta"):
+        modules = Transformer(spec.transformer), VAE(spec.vae)
+    transformer, vae = (sum(p.numel() for p in module.parameters()) for module in modules)
+    return transformer, vae
+
+
+def make_plan(
+    spec: ModelSpec,
+    shape: ClipShape,
+    longest: int,
+    *,
+    guided: bool,
+    dtype: torch.dtype,
+    memory: Memory,
+    weights: Weights,
+    loaded: bool = False,
+    may_release: bool = True,
+) -> Plan:
+    """The plan for a clip of `shape` whose longest window has `longest` latent frames (padding not counted).
+
+    `loaded` weights are in memory already; `may_release` allows the text encoder to be dropped after use.
+    """
+    tokens, size = _tokens(spec, shape, longest), dtype.itemsize
+    sampling = OVERHEAD + BLOCK_UNITS * (1 + guided) * tokens * spec.transformer.width * size
+    chunk = pixel_frames(DECODE_CHUNK + 1) * shape.height * shape.width
+    decoding = OVERHEAD + DECODER_UNITS * chunk * max(spec.vae.channels[:2]) * size
+    core = 0 if loaded else weights.transformer + weights.vae
+    text = 0 if loaded else weights.text
+    working = max(sampling, decoding)
+    release = may_release and text + core + working > memory.free
+    peak = max(text, core + working) if release else text + core + working
+    return Plan(shape, tokens, weights, sampling, decoding, peak, memory.free, release)
+
+
+def check(plan: Plan, spec: ModelSpec, replan: Callable[[ClipShape], Plan]) -> None:
+    """InputError when the plan does not fit the free memory; says the largest shape that would."""
+    if plan.fits:
+        return
+    shape = plan.shape
+    size = f"{shape.frames} frames of {shape.width}x{shape.height}"
+    need = f"{size} need {gib(plan.peak)}, {gib(plan.free)} are free"
+    for smaller in _smaller(spec, shape):
+        if replan(smaller).fits:
+            raise InputError(f"{need}; {smaller.frames} frames of {smaller.width}x{smaller.height} would fit")
+    floor = plan.weights.transformer + plan.weights.vae
+    raise InputError(f"{need}; no shape would fit, {spec.name} alone takes {gib(floor)}: use a smaller model")
+
+
+def _smaller(spec: ModelSpec, shape: ClipShape) -> Iterator[ClipShape]:
+    """Shapes to fall back to, best first: shorter, down to one second or so, then smaller."""
+    patch = spec.transformer.patch
+    for scale in (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1):
+        height, width = int(shape.height * scale), int(shape.width * scale)
+        for part in (1.0, 0.75, 0.5, 0.25):
+            frames = max(1, int(shape.frames * part))
+            if frames >= min(shape.frames, spec.trained_frames[0]):
+                yield plan_shape(patch, frames, max(1, height), max(1, width))
+
+
+def _tokens(spec: ModelSpec, shape: ClipShape, longest: int) -> int:
+    patch_t = spec.transformer.patch[0]
+    _, h, w = shape.grid
+    return spec.transformer.text_length + -(-longest // patch_t) * h * w
+
+
+def gib(count: int) -> str:
+    """Bytes for people."""
+    return f"{count / GIB:.1f} GiB" if count >= GIB / 10 else f"{count / 2**20:.0f} MiB"
+
+
+# ----------------------------------------------------------------------------------------------------- time
+
+
+@dataclass(frozen=True)
+class Speeds:
+    """Floating point operations per second of a device."""
+
+    matmul: float
+    attention: float
+    convolution: float
+
+
+@torch.no_grad()
+def measure(device: torch.device, dtype: torch.dtype) -> Speeds:
+    """Speeds of the three operations that matter, each with what always goes along with it."""
+    a = torch.ones(1024, 1024, dtype=dtype, device=device)
+    q = torch.ones(1, 8, 1024, 64, dtype=dtype, device=device)
+    x = torch.ones(1, 32, 4, 48, 48, dtype=dtype, device=device)
+    x = x.contiguous(memory_format=torch.channels_last_3d)
+    kernel = torch.ones(32, 32, 3, 3, 3, dtype=dtype, device=device)
+
+    def block() -> torch.Tensor:
+        return F.conv3d(F.silu(F.group_norm(x, 8)), kernel, padding=1)
+
+    return Speeds(
+        _rate(lambda: F.gelu(a @ a), 2 * 1024**3),
+        _rate(lambda: F.scaled_dot_product_attention(q, q, q), 4 * 8 * 1024**2 * 64),
+        _rate(block, 2 * 27 * 32 * 32 * 4 * 48 * 48),
+    )
+
+
+def _rate(work: Callable[[], torch.Tensor], operations: int) -> float:
+    float(work().flatten()[0])  # warms up; reading a number waits for the device
+    start, count = time.perf_counter(), 0
+    while count < 2 or time.perf_counter() - start < 0.03:
+        last = work()
+        count += 1
+    float(last.flatten()[0])
+    return count * operations / (time.perf_counter() - start)
+
+
+def seconds_of(
+    spec: ModelSpec, settings: Settings, weights: Weights, dtype: torch.dtype, speeds: Speeds
+) -> dict[str, float]:
+    """Estimated seconds by stage. Small models spend more than this on overheads."""
+    t, branches = spec.transformer, 1 + settings.guided
+    shape = settings.shape
+    steps = 0.0
+    for window in settings.windows:
+        tokens = _tokens(spec, shape, window.known + window.new)
+        linear = 2 * tokens * 12 * t.width**2 * t.layers / speeds.matmul
+        attention = 4 * tokens**2 * t.width * t.layers / speeds.attention
+        steps += (settings.steps - settings.start) * branches * (linear + attention)
+    vae = decoder_operations(spec.vae, shape) / speeds.convolution
+    text = 2 * weights.text / dtype.itemsize * t.text_length * (1 + bool(settings.negative)) / speeds.matmul
+    stages = {"text": text, "sample": steps, "decode": vae}
+    if settings.task in ("video", "extend"):
+        stages["encode"] = 0.75 * vae  # one residual block in four less
+    return stages
+
+
+def decoder_operations(spec: VAESpec, shape: ClipShape) -> float:
+    """Floating point operations of the convolutions that decode a clip."""
+    widths = spec.channels[::-1]
+    height, width = shape.height // PIXELS_PER_LATENT, shape.width // PIXELS_PER_LATENT
+    frames, before = math.ceil(shape.frames / 4), widths[0]
+    total = 27.0 * (spec.latent_channels * before + 4 * before**2) * frames * height * width
+    for level, channels in enumerate(widths):
+        voxels = frames * height * width
+        total += 27 * voxels * channels * (before + (2 * spec.blocks + 1) * channels)
+        if level < len(widths) - 1:
+            height, width = 2 * height, 2 * width
+            total += 9 * frames * height * width * channels**2
+            frames *= 2 if level < 2 else 1
+        before = channels
+    return 2 * (total + 27 * frames * height * width * before * 3)

@@ -1,0 +1,109 @@
+"""The sampling loop, as an iterator over its states: progress, previews and checks live with who consumes it.
+
+Shape legend: C channels, T H W latent grid (padding included), L text tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from cogvideox.core.errors import NonFiniteError
+from cogvideox.diffusion.guidance import combine, guidance_scale
+from cogvideox.diffusion.inputs import Sample, build_pack, split_output
+from cogvideox.diffusion.samplers import Sampler, SamplerState
+from cogvideox.generation.noise import Noise
+from cogvideox.models.transformer.model import Transformer
+
+
+@dataclass(frozen=True)
+class Known:
+    """Latent frames in front that are given and stay as they are."""
+
+    latents_CTHW: Tensor
+    clean: bool
+    """The model was trained to see them clean at every step; else they are noised like all others (Lugmayr
+    et al.
+    2022), which any model understands."""
+
+    def put(self, x_CTHW: Tensor, front_CTHW: Tensor) -> Tensor:
+        """`x_CTHW` with its first frames replaced."""
+        return torch.cat([front_CTHW.to(x_CTHW), x_CTHW[:, front_CTHW.shape[1] :]], dim=1)
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What the sampler is told about the clip, on the transformer's device."""
+
+    cond_LC: Tensor
+    uncond_LC: Tensor | None
+    """None: no guidance, the conditional branch alone."""
+    guidance: float = 1.0
+    dynamic: str = "constant"
+    image_CTHW: Tensor | None = None
+    """Latents of the image condition, for models that have channels for it."""
+    known: Known | None = None
+
+
+def sample(
+    transformer: Transformer,
+    sampler: Sampler,
+    start: SamplerState,
+    conditions: Conditions,
+    noise: Noise,
+    *,
+    window: int = 0,
+    loop_dtype: torch.dtype = torch.float32,
+) -> Iterator[SamplerState]:
+    """The states after each step; the last one's `x` is the clip.
+
+    `loop_dtype` is the precision that latents are rounded to after every step. Raises NonFiniteError,
+    naming the step, as soon as latents are not finite.
+    """
+    begin, known = start.index, conditions.known
+    total = len(sampler.timesteps) - begin
+    drawer = replace(sampler, compat="diffusers") if noise.exact_draws else sampler
+    origin_CTHW, state = start.x, start
+    while not sampler.done(state):
+        t, step = sampler.timestep(state), state.index - begin
+        if known is not None:
+            state = replace(state, x=known.put(state.x, _front(known, origin_CTHW, sampler, t)))
+        scale = guidance_scale(conditions.dynamic, conditions.guidance, step=step, steps=total, timestep=t)
+        v_CTHW = predict(transformer, state.x, t, conditions, scale)
+        fresh = None
+        if draws := drawer.draws(state):
+            c, frames, h, w = state.x.shape
+            fresh = noise.step((c, frames, h, w), window, state.index, draws).to(state.x)
+        state = sampler.step(state, v_CTHW, fresh)
+        state = replace(state, x=state.x.to(loop_dtype).to(state.x.dtype))
+        if not torch.isfinite(state.x).all():
+            raise NonFiniteError(f"sampling: latents are not finite after step {step + 1} of {total}")
+        if known is not None and sampler.done(state):
+            state = replace(state, x=known.put(state.x, known.latents_CTHW))
+        yield state
+
+
+def _front(known: Known, origin_CTHW: Tensor, sampler: Sampler, t: int) -> Tensor:
+    """What the known frames look like to the transformer at timestep t."""
+    if known.clean:
+        return known.latents_CTHW
+    latents = known.latents_CTHW.to(origin_CTHW)[None]
+    noise = origin_CTHW[None, :, : latents.shape[2]]
+    return sampler.schedule.add_noise(latents, noise, torch.tensor([t]))[0]
+
+
+@torch.no_grad()
+def predict(transformer: Transformer, x_CTHW: Tensor, t: int, conditions: Conditions, scale: float) -> Tensor:
+    """Guided v at (x, t), fp32. With guidance, both branches run as one pack of two segments."""
+    spec = transformer.spec
+    texts = [conditions.cond_LC]
+    if conditions.uncond_LC is not None:
+        texts.insert(0, conditions.uncond_LC)
+    samples = [Sample(x_CTHW, text, t, conditions.image_CTHW) for text in texts]
+    weight = transformer.patch_embed.weight
+    pack = build_pack(samples, spec, dtype=weight.dtype, device=weight.device)
+    outputs = split_output(transformer(pack), pack, spec)
+    return combine(outputs[0], outputs[1], scale) if len(outputs) == 2 else outputs[0]
