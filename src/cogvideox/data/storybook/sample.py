@@ -15,6 +15,7 @@ from cogvideox.data.storybook.plan import (
     ANIMATION,
     allowed,
     end_of,
+    heading,
     mode_in,
     plan,
     room_for,
@@ -63,6 +64,8 @@ KIND_WEIGHT = {
     "weather": 0.05,
 }
 """What a full clip is about."""
+LONG = 4.0
+"""Seconds from which coming and going does not take the whole clip."""
 STYLE_SHARE = 0.16
 CAMERA_SHARE = 0.3
 """Share of single clips, among those whose action leaves room for it, whose camera moves."""
@@ -139,9 +142,9 @@ def pick_speed(rng: np.random.Generator, action: str, duration: float) -> str:
 
 def pick_size(rng: np.random.Generator, who: Character, action: str) -> float:
     """Size of a single character; smaller where it must travel far."""
-    size = rng.uniform(0.38, 0.58)
+    size = rng.uniform(0.42, 0.6)
     if action.startswith(("move", "zigzag", "pace", "circle", "bounce", "jump")):
-        size = rng.uniform(0.34, 0.46)
+        size = rng.uniform(0.37, 0.49)
     return float(size * who.size)
 
 
@@ -165,10 +168,20 @@ def solo(
     duration: float,
     size: float | None = None,
 ) -> Actor:
-    """One character doing one thing for the whole clip."""
+    """One character doing one thing; in a long clip it stays after it came, or before it goes."""
     actor = blank(rng, who, where, speed, size or pick_size(rng, who, action))
-    move = plan(action, speed, 0.0, max(duration, 1e-3), room_for(actor, where, rng))
-    return replace(actor, moves=(move,))
+    room = room_for(actor, where, rng)
+    if action.startswith(("enter", "leave")) and duration > LONG:
+        walk = float(rng.uniform(0.5, 0.65)) * LONG
+        if action.startswith("enter"):
+            move = plan(action, speed, 0.0, walk, room)
+            rest = plan("stay", "", walk, duration, room, end_of(move))
+            return replace(actor, moves=(move, replace(rest, face=move.face)))
+        rest = replace(plan("stay", "", 0.0, duration - walk, room), face=heading(action))
+        return replace(
+            actor, moves=(rest, plan(action, speed, duration - walk, duration, room, end_of(rest)))
+        )
+    return replace(actor, moves=(plan(action, speed, 0.0, max(duration, 1e-3), room),))
 
 
 def sequence(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import math
 from typing import TYPE_CHECKING, Any
 
 from cogvideox.data.storybook.cast import character
-from cogvideox.data.storybook.motion import pose, view
+from cogvideox.data.storybook.motion import track, view
 from cogvideox.data.storybook.render import Placed, place
 from cogvideox.data.storybook.scenes import scene
 from cogvideox.data.storybook.state import Actor
@@ -22,26 +23,29 @@ def _normal(who: Placed, height: int, width: int) -> list[float] | None:
     return box if box[0] < box[2] and box[1] < box[3] else None
 
 
-def _world_velocity(clip: Clip, actor: Actor, times: list[float], height: float, width: float) -> list[float]:
-    """Mean velocity over the ground in short sides per second, without the camera's movement."""
-    if len(times) < 2:
-        return [0.0, 0.0]
-    ends = []
-    for time in (times[0], times[-1]):
-        at, seen = pose(actor, time, width, height), view(clip.camera, time, clip.duration)
-        ends.append((at.x + seen.x * width * actor.rides, at.y + seen.y * height * actor.rides))
+def _motion(
+    clip: Clip, actor: Actor, times: list[float], height: float, width: float
+) -> tuple[float, list[float]]:
+    """Mean speed and velocity over the ground in short sides per second, without camera, hops and bobbing."""
+    path = []
+    for time in times:
+        (x, y), seen = track(actor, time, width, height), view(clip.camera, time, clip.duration)
+        path.append((x + seen.x * width * actor.rides, y + seen.y * height * actor.rides))
+    if len(path) < 2:
+        return 0.0, [0.0, 0.0]
     seconds = times[-1] - times[0]
-    return [(b - a) / seconds for a, b in zip(*ends, strict=True)]
+    length = sum(math.dist(a, b) for a, b in itertools.pairwise(path))
+    return length / seconds, [(b - a) / seconds for a, b in zip(path[0], path[-1], strict=True)]
 
 
 def truth(clip: Clip, frames: int, fps: float, height: int, width: int, start: float = 0.0) -> dict[str, Any]:
     """Everything that is known about a rendering of a clip, as plain JSON values.
 
     `characters`: for each actor its name, kind and, after a transformation, `becomes`; `actions`: for each
-    actor its list of {action, speed, start, end}; `boxes[actor][frame]`: [x0, y0, x1, y1] in fractions of the
-    frame, clipped to it, or None outside; `speeds[actor]`: mean speed of the box centre in short sides per
-    second, with `velocity` (x, y; y down); then `camera`, `scene`, `look`, `events`, `style`, `relation`,
-    `duration` and `captions`.
+    actor its list of {action, speed, start, end}; `boxes[actor][frame]`: [x0, y0, x1, y1] in fractions of
+    the frame, clipped to it, or None outside; `speeds[actor]` and `world_velocity[actor]` (x, y; y down):
+    mean over the ground in short sides per second, without the camera's movement; `velocity[actor]`: mean
+    on the screen; then `camera`, `scene`, `look`, `events`, `style`, `relation`, `duration`, `captions`.
     """
     times = [start + k / fps for k in range(frames)]
     views = [view(clip.camera, t, clip.duration) for t in times]
@@ -57,11 +61,11 @@ def truth(clip: Clip, frames: int, fps: float, height: int, width: int, start: f
         )
         boxes.append([_normal(p, height, width) for p in placed])
         middles = [(p.left + p.width / 2, p.top + p.height / 2) for p in placed]
-        steps = [(b[0] - a[0], b[1] - a[1]) for a, b in itertools.pairwise(middles)]
-        seconds = max(1, len(steps)) / fps * unit
-        speeds.append(sum((dx * dx + dy * dy) ** 0.5 for dx, dy in steps) / seconds)
-        velocities.append([sum(s[0] for s in steps) / seconds, sum(s[1] for s in steps) / seconds])
-        worlds.append(_world_velocity(clip, actor, times, height / unit, width / unit))
+        seconds = max(1, frames - 1) / fps * unit
+        velocities.append([(b - a) / seconds for a, b in zip(middles[0], middles[-1], strict=True)])
+        speed, velocity = _motion(clip, actor, times, height / unit, width / unit)
+        speeds.append(speed)
+        worlds.append(velocity)
     where = scene(clip.setting.scene)
     return {
         "characters": characters,

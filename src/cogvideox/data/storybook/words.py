@@ -206,7 +206,7 @@ PLURALS = {
     "pufferfish": "pufferfish",
     "superhero": "superheroes",
 }
-DOUBLED = frozenset(("run", "hop", "jog", "trot", "swim", "spin", "step"))
+DOUBLED = frozenset(("run", "hop", "jog", "trot", "swim", "spin", "step", "zigzag"))
 
 
 def base(verb: str) -> str:

@@ -103,6 +103,7 @@ class World:
         turns into. ValueError names the nearest name, or says what does not go together.
         """
         seed = self.seed if seed is None else seed
+        duration = 0.0 if 0 <= duration < STILL else duration
         order = orders.Order(
             character,
             action,

@@ -33,9 +33,9 @@ def clouds(
     noise = c.noise(2.2, 5.0, 4)[:last]
     level = c.y[:last] + c.margin_y
     fade = np.clip((bottom + c.margin_y - level) / (bottom + c.margin_y) * 2.2, 0, 1)
-    # Left and right edges must match, because the layer repeats itself.
+    # The layer repeats itself, so its left edge goes on where its right edge ends: mirrored.
     ramp = np.clip(np.arange(c.w, dtype=np.float32) / (0.2 * c.w), 0, 1)[None, :]
-    noise = noise * ramp + np.roll(noise, c.w // 2, axis=1) * (1 - ramp)
+    noise = noise * ramp + noise[:, ::-1] * (1 - ramp)
     cover = np.clip((noise - (0.66 - 0.25 * amount)) * 5.5, 0, 1) * fade
     light = 0.9 + 0.1 * np.clip((noise - 0.5) * 4, 0, 1)
     c.fill(cover * 0.95, np.asarray(colour, np.float32) * light[..., None], slice(0, last))
@@ -88,6 +88,7 @@ def meadow(c: Canvas, look: str) -> None:
 def forest(c: Canvas, look: str) -> None:
     mist = tone(c, "cfe8c0") if look == "sunlit" else tone(c, "b9c9c4")
     c.sky((0, mix(mist, (255, 255, 255), 0.2)), (0.7, mist))
+    c.below(c.profile(0.6, 0.03, 2), mix(rgb("3f7d4a"), mist, 0.65), mix(rgb("2f6b3a"), mist, 0.4), 0.12)
     for depth, (size, y, count) in enumerate(((0.75, 0.66, 0.12), (0.9, 0.71, 0.2))):
         pen = c.pen()
         leaf = mix(tone(c, "2f6b3a"), mist, 0.62 - 0.3 * depth)
