@@ -58,7 +58,7 @@ class DiffusionBatches(Dataset[Any]):
         known: float,
     ) -> None:
         self.stages, self.seed, self.known = stages, seed, known
-        self.stores = {bucket.name: LatentStore(bucket, folder, seed=seed) for bucket in buckets}
+        self.stores = {bucket.name: LatentStore(bucket, folder) for bucket in buckets}
 
     def __len__(self) -> int:
         return sum(stage.steps for stage in self.stages)
@@ -75,9 +75,8 @@ class DiffusionBatches(Dataset[Any]):
         for name, count in self._mix(step).items():
             store = self.stores[name]
             for index in draw.integers(len(store), size=count):
-                latents, clip = store.latents(int(index)), store.clip(int(index))
-                variant = int(draw.integers(1000))
-                caption = clip.short_caption(variant) if draw.random() < 0.5 else clip.dense_caption(variant)
+                latents, captions = store.latents(int(index)), store.captions(int(index))
+                caption = captions[int(draw.integers(len(captions)))]
                 length, known = latents.shape[1], 0
                 if length > 1 and draw.random() < self.known:
                     known = 1 if draw.random() < 0.7 else int(draw.integers(1, length))

@@ -1,14 +1,13 @@
 """Storybook clips as VAE latents on disk, so that the transformer's training never runs the VAE.
 
-A bucket holds clips of one shape in files of `CHUNK` clips. Captions are not stored: they follow from the
-clip's index. Encoding is resumable: a file is there whole or not at all.
+A bucket holds clips of one shape in files of `CHUNK` clips, with several captions of each. Encoding is resumable:
+a file is there whole or not at all.
 """
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +19,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from cogvideox.core.errors import InputError
 from cogvideox.core.files import atomic_path, write_text
-from cogvideox.data.storybook import Clip, World
+from cogvideox.data.storybook import World
 from cogvideox.models.vae.autoencoder import VAE
 
 CHUNK = 64
+CAPTIONS = 4  # short ones per clip, and as many dense ones
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,20 +43,9 @@ class Bucket:
     def name(self) -> str:
         return f"{self.level}-{self.frames}f-{self.width}x{self.height}"
 
-    def world(self, seed: int, split: str = "train") -> World:
-        return World(seed=seed, split=split, level=self.level)
-
-    @property
-    def duration(self) -> float:
-        """Seconds from the first frame to the last; 0 for images."""
-        return (self.frames - 1) / self.fps
-
-    def clip(self, world: World, index: int) -> Clip:
-        return world.clip(index, duration=self.duration)
-
 
 class _Rendered(Dataset[Any]):
-    """Chunk number -> clips (CHUNK, T, H, W, 3) uint8."""
+    """Chunk number -> clips (CHUNK, T, H, W, 3) uint8 and the captions of each."""
 
     def __init__(self, bucket: Bucket, seed: int, chunks: list[int]) -> None:
         self.bucket, self.seed, self.chunks = bucket, seed, chunks
@@ -64,14 +53,16 @@ class _Rendered(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.chunks)
 
-    def __getitem__(self, item: int) -> Tensor:
-        b, world = self.bucket, self.bucket.world(self.seed)
-        first = self.chunks[item] * CHUNK
-        clips = [
-            b.clip(world, i).render(frames=b.frames, fps=b.fps, height=b.height, width=b.width)
-            for i in range(first, first + CHUNK)
+    def __getitem__(self, item: int) -> tuple[Tensor, list[list[str]]]:
+        b, first = self.bucket, self.chunks[item] * CHUNK
+        world = World(seed=self.seed, split="train", level=b.level)
+        clips = [world.clip(i, duration=(b.frames - 1) / b.fps) for i in range(first, first + CHUNK)]
+        pixels = [c.render(frames=b.frames, fps=b.fps, height=b.height, width=b.width) for c in clips]
+        captions = [
+            [tell(variant) for tell in (c.short_caption, c.dense_caption) for variant in range(CAPTIONS)]
+            for c in clips
         ]
-        return torch.stack([torch.from_numpy(c) for c in clips])
+        return torch.stack([torch.from_numpy(p) for p in pixels]), captions
 
 
 @torch.no_grad()
@@ -92,36 +83,42 @@ def encode_bucket(
         raise InputError(f"{home} holds latents of another VAE or seed; remove it or choose another folder")
     missing = [n for n in range(-(-bucket.clips // CHUNK)) if not (home / f"{n:05d}.safetensors").exists()]
     loader = DataLoader(_Rendered(bucket, seed, missing), batch_size=None, num_workers=workers)
-    for number, clips in zip(missing, loader, strict=True):
+    for number, (clips, captions) in zip(missing, loader, strict=True):
         parts = []
         # Few at a time: the activations of a large batch fall out of the processor's caches.
         for part in clips.split(max(1, 2**20 // clips[0].numel())):
             video = (part.permute(0, 4, 1, 2, 3).to(vae.dtype) / 127.5) - 1.0
             parts.append(vae.encode(video).bfloat16())
         with atomic_path(home / f"{number:05d}.safetensors") as partial:
-            save_file({"latents": torch.cat(parts).contiguous()}, partial)
+            told = {"captions": json.dumps(captions)}
+            save_file({"latents": torch.cat(parts).contiguous()}, partial, metadata=told)
 
 
 class LatentStore:
     """Reads single clips of an encoded bucket."""
 
-    def __init__(self, bucket: Bucket, folder: Path, *, seed: int) -> None:
-        self.bucket, self.home, self.seed = bucket, folder / bucket.name, seed
-        self.files = sorted(self.home.glob("*.safetensors"))
-        if not self.files:
+    def __init__(self, bucket: Bucket, folder: Path) -> None:
+        self.home = folder / bucket.name
+        self.count = len(list(self.home.glob("*.safetensors"))) * CHUNK
+        self._captions: dict[int, list[list[str]]] = {}
+        if not self.count:
             raise InputError(f"no latents in {self.home}; encode them first")
 
     def __len__(self) -> int:
-        return len(self.files) * CHUNK
-
-    @cached_property
-    def _world(self) -> World:
-        return self.bucket.world(self.seed)
-
-    def clip(self, index: int) -> Clip:
-        return self.bucket.clip(self._world, index)
+        return self.count
 
     def latents(self, index: int) -> Tensor:
         """(C, T, H, W) bf16"""
-        with safe_open(self.home / f"{index // CHUNK:05d}.safetensors", framework="pt") as file:
+        with self._open(index) as file:
             return file.get_slice("latents")[index % CHUNK]
+
+    def captions(self, index: int) -> list[str]:
+        """`CAPTIONS` short ones, then as many dense ones."""
+        chunk = index // CHUNK
+        if chunk not in self._captions:
+            with self._open(index) as file:
+                self._captions[chunk] = json.loads(file.metadata()["captions"])
+        return self._captions[chunk][index % CHUNK]
+
+    def _open(self, index: int) -> Any:
+        return safe_open(self.home / f"{index // CHUNK:05d}.safetensors", framework="pt")

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, with_config
 
 from cogvideox.core.errors import InputError
-from cogvideox.models.specs import VAESpec
+from cogvideox.models.specs import ModelSpec, TransformerSpec, VAESpec
+from cogvideox.training.diffusion import DiffusionStage
+from cogvideox.training.latents import Bucket
+from cogvideox.training.text import TextSpec
 from cogvideox.training.vae import VAEStage
+
+_STRICT = ConfigDict(extra="forbid", frozen=True)
+for _kind in (VAESpec, VAEStage, TransformerSpec, ModelSpec, DiffusionStage, Bucket):
+    with_config(_STRICT)(_kind)
 
 
 class Strict(BaseModel):
     """Unknown keys are errors, values do not change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = _STRICT
 
 
 class OptimizerConfig(Strict):
@@ -49,14 +56,35 @@ class VAERecipe(Strict):
     optimizer: OptimizerConfig
 
 
-Recipe = VAERecipe
+class DiffusionRecipe(Strict):
+    """Training of a transformer with its text encoder, on latents of a trained VAE."""
+
+    task: Literal["diffusion"]
+    seed: int
+    vae: Path
+    """Folder of the VAE (config.json and weights)."""
+    latents: Path
+    """Folder of the encoded clips; made when missing."""
+    model: ModelSpec
+    """Its `vae` is replaced by that of the VAE's folder."""
+    text: TextSpec
+    buckets: tuple[Bucket, ...]
+    drop_text: float
+    """Probability that a sample is trained without text, for classifier-free guidance."""
+    known: float
+    """Probability that a clip comes with its first frame or frames given, for images and continuation."""
+    stages: tuple[DiffusionStage, ...]
+    optimizer: OptimizerConfig
 
 
-def load_recipe(path: str | Path) -> Recipe:
+Recipe = Annotated[VAERecipe | DiffusionRecipe, Field(discriminator="task")]
+
+
+def load_recipe(path: str | Path) -> VAERecipe | DiffusionRecipe:
     """Read and check a recipe. Raises InputError naming the file, the key and what is wrong with it."""
     try:
         data: Any = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        return TypeAdapter(Recipe).validate_python(data)
+        return TypeAdapter[VAERecipe | DiffusionRecipe](Recipe).validate_python(data)
     except OSError as error:
         raise InputError(f"cannot read recipe {path}: {error.strerror}") from None
     except yaml.YAMLError as error:

@@ -1,17 +1,135 @@
-"""From a recipe to a trained model."""
+"""From a recipe to a trained model on disk."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase, T5EncoderModel
+
+from cogvideox.checkpoints.configs import read_json, read_vae, write_vae
+from cogvideox.checkpoints.folder import Model, read_tokenizer, save_model, write_json
+from cogvideox.checkpoints.keymaps import diffusers_vae, iter_theirs
+from cogvideox.checkpoints.weights import DIFFUSERS_STEM, Weights, build, write_weights
+from cogvideox.core.files import atomic_path
+from cogvideox.diffusion.schedule import make_schedule
+from cogvideox.models.specs import ModelSpec
+from cogvideox.models.text import TextEncoder, fingerprint
+from cogvideox.models.transformer.model import Transformer
+from cogvideox.models.vae.autoencoder import VAE
+from cogvideox.training.diffusion import DiffusionBatches, DiffusionTask, TextAndTransformer
+from cogvideox.training.judge import judge
+from cogvideox.training.latents import LatentStore, encode_bucket
 from cogvideox.training.loop import train
-from cogvideox.training.recipe import load_recipe
+from cogvideox.training.recipe import DiffusionRecipe, VAERecipe, load_recipe
+from cogvideox.training.text import make_tokenizer, new_t5, tokenize
 from cogvideox.training.vae import VAETask
+
+CPU = torch.device("cpu")
 
 
 def run_recipe(path: Path, folder: Path, workers: int) -> None:
-    """Train what the recipe at `path` describes in `folder`; resumes from the folder's checkpoint."""
+    """Train what the recipe at `path` describes in `folder`; resumes from the folder's checkpoint.
+
+    A VAE ends up in `folder/vae`, a whole model in `folder/model`, both as diffusers reads them.
+    """
     recipe = load_recipe(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    (run_vae if isinstance(recipe, VAERecipe) else run_diffusion)(recipe, folder, workers)  # type: ignore[operator]
+
+
+def run_vae(recipe: VAERecipe, folder: Path, workers: int) -> None:
+    """Train a VAE and write it with the scale that gives its latents unit variance."""
     task = VAETask(recipe.vae, recipe.stages, seed=recipe.seed, **recipe.loss.model_dump())
     steps = sum(stage.steps for stage in recipe.stages)
-    train(task, folder, steps=steps, workers=workers, **recipe.optimizer.model_dump())
+    optimizer = train(task, folder, steps=steps, workers=workers, **recipe.optimizer.model_dump())
+    scale = round(1.0 / task.latent_std(optimizer.ema_weights()), 4)
+    vae = VAE(replace(recipe.vae, scale=scale, condition_scale=scale))
+    vae.load_state_dict(optimizer.ema_weights())
+    with atomic_path(folder / "vae") as partial:
+        tensors = iter_theirs(diffusers_vae(vae.spec), vae.state_dict(), "vae")
+        write_weights(tensors, partial, DIFFUSERS_STEM, dtype=torch.bfloat16)
+        write_json(partial / "config.json", write_vae(vae.spec, 128, 128))
+
+
+def run_diffusion(recipe: DiffusionRecipe, folder: Path, workers: int) -> None:
+    """Encode what is missing, train transformer and text encoder, write the whole model."""
+    weights = Weights(recipe.vae)
+    vae_spec = read_vae(read_json(recipe.vae / "config.json"))
+    vae = build(lambda: VAE(vae_spec), diffusers_vae(vae_spec), weights, str(recipe.vae), torch.bfloat16, CPU)
+    for bucket in recipe.buckets:
+        encode_bucket(vae, bucket, recipe.latents, seed=recipe.seed, fingerprint=fingerprint(weights), workers=workers)
+    spec = replace(recipe.model, vae=vae_spec)
+    tokenizer = _tokenizer(recipe, folder)
+    torch.manual_seed(recipe.seed)  # initial weights, the one thing drawn from torch's generator
+    transformer = Transformer(spec.transformer, spec.position_policy)
+    _initialise(transformer)
+    text = new_t5(recipe.text, spec.transformer.text_dim, len(tokenizer))
+    both = TextAndTransformer(transformer, text).to(torch.bfloat16)
+
+    def finished(weights: dict[str, Tensor]) -> Model:
+        return assemble(spec, vae, tokenizer, both, weights)
+
+    task = DiffusionTask(
+        both,
+        lambda captions: tokenize(tokenizer, captions, spec.transformer.text_length),
+        DiffusionBatches(recipe.stages, recipe.buckets, recipe.latents, seed=recipe.seed, known=recipe.known),
+        make_schedule(spec.snr_shift),
+        seed=recipe.seed,
+        drop_text=recipe.drop_text,
+        judge=lambda weights, where, step: judge(finished(weights), where / f"{step:06d}.png", seed=recipe.seed),
+    )
+    steps = sum(stage.steps for stage in recipe.stages)
+    optimizer = train(task, folder, steps=steps, workers=workers, **recipe.optimizer.model_dump())
+    save_model(finished(optimizer.ema_weights()), folder / "model", dtype=torch.bfloat16)
+
+
+def assemble(
+    spec: ModelSpec,
+    vae: VAE,
+    tokenizer: PreTrainedTokenizerBase,
+    trained: TextAndTransformer,
+    weights: dict[str, Tensor],
+) -> Model:
+    """A model in bf16 with the given weights of `trained`."""
+    transformer = Transformer(spec.transformer, spec.position_policy)
+    text = T5EncoderModel(trained.text.config)
+    for prefix, module in (("transformer.", transformer), ("text.", text)):
+        own = {name.removeprefix(prefix): w for name, w in weights.items() if name.startswith(prefix)}
+        module.load_state_dict(own, strict=module is transformer)
+        module.to(torch.bfloat16).requires_grad_(False).eval()
+    return Model(
+        spec=spec,
+        transformer=transformer,
+        vae=vae,
+        text=TextEncoder(tokenizer, text, spec.transformer.text_length),
+        schedule=make_schedule(spec.snr_shift),
+        source="training",
+        fingerprint=fingerprint(transformer.state_dict()),
+    )
+
+
+def _initialise(transformer: Transformer) -> None:
+    """Blocks start as the identity and the output as zero, as in DiT."""
+    for name, parameter in transformer.named_parameters():
+        if "modulation" in name or name.startswith("output.linear"):
+            nn.init.zeros_(parameter)
+
+
+def _tokenizer(recipe: DiffusionRecipe, folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of the run, made from captions of all its buckets the first time."""
+    home = folder / "tokenizer"
+    if not home.is_dir():
+        with atomic_path(home) as partial:
+            make_tokenizer(_captions(recipe), recipe.text.vocabulary).save_pretrained(partial)
+    return read_tokenizer(home)
+
+
+def _captions(recipe: DiffusionRecipe, count: int = 4000) -> Iterator[str]:
+    for bucket in recipe.buckets:
+        store = LatentStore(bucket, recipe.latents)
+        for index in range(min(count, len(store))):
+            yield from store.captions(index)

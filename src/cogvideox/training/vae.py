@@ -141,18 +141,26 @@ class VAETask:
         return self._held_out
 
     @torch.no_grad()
-    def evaluate(self, weights: dict[str, Tensor], folder: Path, step: int) -> dict[str, float]:
-        """PSNR in dB on held-out clips at 128x128, mean over frames and clips; writes `step.png` to look at."""
+    def latent_std(self, weights: dict[str, Tensor]) -> float:
+        """Standard deviation of unscaled latents over the held-out clips."""
+        model = self._with(weights)
+        means = [model.posterior(to_model(clip, torch.bfloat16)).mean.float() for clip in self.held_out()]
+        return torch.cat(means).std().item()
+
+    def _with(self, weights: dict[str, Tensor]) -> VAE:
         model = VAE(self.spec).to(torch.bfloat16)
         model.load_state_dict(weights)
+        return model
+
+    @torch.no_grad()
+    def evaluate(self, weights: dict[str, Tensor], folder: Path, step: int) -> dict[str, float]:
+        """PSNR in dB on held-out clips at 128x128, mean over frames and clips; writes `step.png` to look at."""
+        model = self._with(weights)
         scores: list[float] = []
         rows: list[Tensor] = []
-        spread: list[Tensor] = []
         for clip in self.held_out():
             video = to_model(clip, torch.bfloat16)
-            latents = model.encode(video)
-            spread.append(latents.float() / self.spec.scale)
-            decoded = model.decode(latents).float().clamp(-1, 1)
+            decoded = model.decode(model.encode(video)).float().clamp(-1, 1)
             error = (decoded - video.float()).square().mean(dim=(0, 1, 3, 4)) / 4
             scores.append((-10 * error.clamp(min=1e-10).log10()).mean().item())
             if len(rows) < 8:
