@@ -113,7 +113,7 @@ def test_truth_is_plain_and_complete():
 
 def test_boxes_move_the_way_the_caption_says():
     world, checked = World(seed=0), 0
-    for i in range(1500):
+    for i in range(900):
         clip = world.clip(i, duration=2.0)
         move = clip.actors[0].moves[0]
         if clip.relation or not move.action.startswith(("move", "zigzag")) or len(clip.actors[0].moves) > 1:
@@ -138,7 +138,7 @@ def test_boxes_move_the_way_the_caption_says():
 def test_speeds_match_their_words():
     world = World(seed=0, level="single")
     speeds = {"slowly": [], "": [], "quickly": []}
-    for i in range(1500):
+    for i in range(900):
         clip = world.clip(i, duration=2.0)
         move = clip.actors[0].moves[0]
         if move.action in ("move left", "move right"):

@@ -113,7 +113,7 @@ def test_most_clips_are_single_and_most_characters_are_at_home(clips):
 
 def test_motion_has_no_jumps(clips):
     """Positions are continuous, also where one action follows another."""
-    for clip in clips[:1000]:
+    for clip in clips[:600]:
         for actor in clip.actors:
             times = np.arange(0, clip.duration, 0.01)
             path = [pose(actor, float(t), 1.0, 1.0) for t in times]
@@ -169,7 +169,7 @@ def test_captions_keep_their_rules(clips):
         lengths.append(len(dense.split()))
     assert len(words) < 900
     assert 20 <= np.median(lengths) <= 50
-    assert max(lengths) <= 64
+    assert max(lengths) <= 60
 
 
 def test_captions_are_paraphrased():

@@ -37,7 +37,7 @@ from cogvideox.data.storybook.words import (
 if TYPE_CHECKING:
     from cogvideox.data.storybook.clip import Clip
 
-LONGEST_DENSE = 62
+LONGEST_DENSE = 52
 """Words of a dense caption beyond which details are left out."""
 COUNTS = {1: "one", 2: "two", 3: "three"}
 

@@ -4,6 +4,7 @@ is.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -266,7 +267,6 @@ def _in_place(
         turns = max(1.0, round(duration * 0.45 * beat))
         return Move(action, speed, start, end, at, at, face, spins=turns * float(rng.choice([-1, 1])))
     if action == "circle":
-        turns = max(1.0, round(duration * 0.34 * beat))
         radius = float(min(0.24, max(0.1, 0.49 - room.half)))
         way = float(rng.choice([-1, 1]))
         if air:
@@ -278,16 +278,19 @@ def _in_place(
             radius = min(radius, 0.2)
         else:
             centre_y = min(at.y, 0.96 - GROUND_DEPTH * radius)
-        x = at.x if begin else 0.5
-        centre = Spot(x, at.y if begin else centre_y, at.dx - (radius if begin else 0.0), at.scale)
-        return Move(action, speed, start, end, centre, centre, face, turns=turns * way, radius=radius)
+        # From a place at the side, the circle lies towards the middle.
+        angle = math.pi if begin and begin.x < 0.5 else 0.0
+        shift = -radius * math.cos(angle) if begin else 0.0
+        centre = Spot(at.x if begin else 0.5, at.y if begin else centre_y, at.dx + shift, at.scale)
+        turns = max(1.0, round(duration * 0.34 * beat)) * way
+        return Move(action, speed, start, end, centre, centre, face, turns=turns, radius=radius, angle=angle)
     return Move("stay", "", start, end, at, at, face)
 
 
 def end_of(move: Move) -> Spot:
     """Where a move leaves its actor."""
     if move.action == "circle":
-        return Spot(move.a.x, move.a.y, move.a.dx + move.radius, move.a.scale)
+        return Spot(move.a.x, move.a.y, move.a.dx + move.radius * math.cos(move.angle), move.a.scale)
     if move.action == "pace" and round(move.turns) % 2 == 0:
         return move.a
     return move.b
