@@ -29,8 +29,16 @@ Size = tuple[int, int]
 Writer = Callable[[Path, Iterator[Frames], float, str], int]
 
 KEY = "cogvideox"  # name of the PNG text chunk
-_EXIF_DESCRIPTION = 0x010E
+_EXIF_DESCRIPTION, _EXIF_ORIENTATION = 0x010E, 0x0112
 _BT601, _BT709, _LIMITED = 6, 1, 1  # codes of H.273
+_UNREADABLE = (
+    OSError,
+    av.FFmpegError,
+    SyntaxError,
+    ValueError,
+    StopIteration,
+    Image.DecompressionBombError,
+)
 _PICTURES = (".gif", ".webp", ".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 
 
@@ -66,6 +74,11 @@ def cover_crop(frame: Frames, height: int, width: int) -> Frames:
     return np.asarray(fitted)
 
 
+def is_picture(path: str | Path) -> bool:
+    """Whether the name is that of a picture file or an animated one (not of a video or a folder)."""
+    return Path(path).suffix.lower() in _PICTURES
+
+
 def read_image(path: str | Path) -> Frames:
     """A picture file as (H, W, 3), turned as its EXIF says. InputError when it is missing or no picture."""
     with _reading("image", path), Image.open(path) as picture:
@@ -92,19 +105,25 @@ def probe(path: str | Path) -> Info:
                 raise InputError(f"cannot read the video {path}: it holds no .png frames")
             height, width = read_image(files[0]).shape[:2]
             return Info(len(files), height, width, (read_metadata(path) or {}).get("fps"))
-        if path.suffix.lower() in _PICTURES:
+        if is_picture(path):
             with Image.open(path) as picture:
                 count = getattr(picture, "n_frames", 1)
                 length = sum(time for time, _ in _durations_of(picture))
                 rate = (read_metadata(path) or {}).get("fps", count / length if length else None)
-                return Info(count, picture.height, picture.width, rate if count > 1 else None)
+                height, width = picture.height, picture.width
+                if picture.getexif().get(_EXIF_ORIENTATION, 1) > 4:  # lying on its side
+                    height, width = width, height
+                return Info(count, height, width, rate if count > 1 else None)
         with av.open(str(path)) as container:
             if not container.streams.video:
                 raise InputError(f"cannot read the video {path}: it has no video stream")
             stream = container.streams.video[0]
+            turned = round(next(container.decode(stream)).rotation / 90) % 2
+            container.seek(0)
             count = sum(packet.size > 0 for packet in container.demux(stream))
             rate = float(stream.average_rate) if stream.average_rate and count > 1 else None
-            return Info(count, stream.height, stream.width, rate)
+            height, width = (stream.width, stream.height) if turned else (stream.height, stream.width)
+            return Info(count, height, width, rate)
 
 
 def read_video(
@@ -138,7 +157,7 @@ def _timed_frames(path: Path, fps: float | None) -> Iterator[tuple[float, Frames
     if path.is_dir():
         for index, file in enumerate(sorted(path.glob("*.png"))):
             yield index / (fps or 1), read_image(file)
-    elif path.suffix.lower() in _PICTURES:
+    elif is_picture(path):
         with Image.open(path) as picture:
             time = 0.0
             for duration, frame in _durations_of(picture):
@@ -188,7 +207,7 @@ def _reading(kind: str, path: str | Path) -> Iterator[None]:
         yield
     except InputError:
         raise
-    except (OSError, av.FFmpegError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except _UNREADABLE as error:
         reason = (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0]
         raise InputError(f"cannot read the {kind} {path}: {reason}") from None
 
@@ -207,7 +226,7 @@ def read_metadata(path: str | Path) -> Metadata | None:
 
 
 def _embedded(path: Path) -> str | bytes | None:
-    if path.suffix.lower() in _PICTURES:
+    if is_picture(path):
         with Image.open(path) as picture:
             if picture.format == "WEBP":
                 return picture.getexif().get(_EXIF_DESCRIPTION)

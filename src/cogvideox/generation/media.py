@@ -112,7 +112,7 @@ class Latents:
             raise InputError(
                 f"cannot read the latents {path}: shape {tuple(latents.shape)}, not (C, T, H, W)"
             )
-        return cls(latents, metadata.get("fps", 8), metadata)
+        return cls(latents, float(metadata.get("fps", 8)), metadata)
 
 
 @dataclass(frozen=True)

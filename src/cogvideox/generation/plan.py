@@ -26,7 +26,7 @@ from cogvideox.models.vae.autoencoder import VAE
 GIB = 2**30
 BLOCK_UNITS = 22
 """Tensors of the size of the hidden state that a transformer block keeps alive."""
-DECODER_UNITS = 11
+DECODER_UNITS = 9
 """Tensors of the size of the decoder's widest full-resolution level that it keeps alive."""
 OVERHEAD = 64 * 2**20
 T5_XXL_PARAMETERS = 4_762_310_656

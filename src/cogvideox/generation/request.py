@@ -161,7 +161,7 @@ def decide(
 ) -> Settings:
     """Everything that the request leaves open, decided; raises InputError for what this model cannot do."""
     task = _task(request, spec)
-    fps = request.fps or spec.fps
+    fps = float(request.fps or spec.fps)
     height, width = _size(request, spec, given, compat)
     frames, windows = _length(request, spec, task, fps, given)
     shape = plan_shape(spec.transformer.patch, frames, height, width)

@@ -15,8 +15,9 @@ Advance = Callable[[], None]
 class Watch:
     """Takes the time of stages. Subclasses show what happens; this one only keeps the record."""
 
-    def __init__(self) -> None:
-        self.began = time.monotonic()
+    def __init__(self, began: float | None = None) -> None:
+        """`began`: when, on the monotonic clock, the work began; now if not given."""
+        self.began = time.monotonic() if began is None else began
         self.seconds: dict[str, float] = {}
         """Wall time of each stage; stages of one name add up."""
         self.notes: list[str] = []

@@ -1,0 +1,40 @@
+"""`cogvideox decode`: latents that were kept to a video file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def decode(
+    latents: Annotated[Path, typer.Argument(help="Latents file (.safetensors).")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="File to write.")] = None,
+    model: Annotated[str | None, typer.Option(help="Model whose VAE decodes; default: as recorded.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="bf16, fp16 or fp32; default: as recorded.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or mps.")] = None,
+) -> None:
+    """Decode LATENTS, such as a run that was stopped has left, into a video; the latents file stays."""
+    from cogvideox.generation.console import ConsoleWatch, report_line
+    from cogvideox.generation.load import load
+    from cogvideox.generation.media import LATENTS, Latents, check_latents
+    from cogvideox.generation.render import write
+    from cogvideox.generation.result import check_output
+
+    kept = Latents.load(latents)
+    name = latents.name.removesuffix(LATENTS)
+    path = check_output(output or latents.with_name(name if Path(name).suffix else name + ".mp4"))
+    known = kept.metadata.get("model", {})
+    watch = ConsoleWatch()
+    with watch.stage("load"):
+        pipe = load(
+            model or known.get("source", "mini"),
+            dtype=dtype or known.get("dtype"),
+            device=device or known.get("device"),
+            compat=known.get("compat"),
+        )
+    check_latents(kept.latents_CTHW, pipe.spec)
+    write(pipe, kept, path, watch)
+    watch.console.print(report_line(watch.report()), style="dim")
+    typer.echo(f"{path}  {kept.info.frames} frames of {kept.info.width}x{kept.info.height}")

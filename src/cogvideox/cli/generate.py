@@ -1,0 +1,142 @@
+"""`cogvideox generate`: words, pictures and clips to video files."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from cogvideox.generation.console import ConsoleWatch
+    from cogvideox.generation.session import Planned, Session
+
+NAMES = (
+    *(
+        "prompt",
+        "negative",
+        "image",
+        "video",
+        "strength",
+        "extend",
+        "frames",
+        "seconds",
+        "fps",
+        "height",
+        "width",
+    ),
+    *("aspect", "steps", "guidance", "dynamic_guidance", "sampler", "seed"),
+)
+
+Text = Annotated[str | None, typer.Argument(metavar="PROMPT", help="What is to be seen.", show_default=False)]
+Str = str | None
+Float = float | None
+Int = int | None
+
+
+def generate(
+    prompt: Text = None,
+    model: Annotated[Str, typer.Option(help="mini, 2b, 5b, ..., a folder or a hub id.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="File or folder.")] = None,
+    image: Annotated[Str, typer.Option(help="Picture of the first frame.")] = None,
+    video: Annotated[Str, typer.Option(help="Clip to repaint.")] = None,
+    strength: Annotated[Float, typer.Option(help="How much of it is repainted, 0 to 1.")] = None,
+    extend: Annotated[Str, typer.Option(help="Clip or latents to continue.")] = None,
+    seconds: Annotated[Float, typer.Option(help="Length of the finished clip.")] = None,
+    frames: Annotated[Int, typer.Option(help="The same in frames.")] = None,
+    fps: Annotated[Float, typer.Option(help="Frames per second.")] = None,
+    size: Annotated[Str, typer.Option(help="WIDTHxHEIGHT.")] = None,
+    aspect: Annotated[Str, typer.Option(help="Such as 16:9, at the model's own size.")] = None,
+    steps: Annotated[Int, typer.Option(help="Sampling steps.")] = None,
+    guidance: Annotated[Float, typer.Option(help="Scale of guidance; 1: none, twice as fast.")] = None,
+    dynamic_guidance: Annotated[Str, typer.Option(help="constant, official, smooth or off.")] = None,
+    negative: Annotated[Str, typer.Option(help="What to stay away from.")] = None,
+    seed: Annotated[Int, typer.Option(help="Same seed, same video.")] = None,
+    count: Annotated[int, typer.Option(help="Videos per prompt: seeds SEED, SEED+1, ...")] = 1,
+    prompts: Annotated[Path | None, typer.Option(help="One prompt a line, or JSONL of settings.")] = None,
+    sampler: Annotated[Str, typer.Option(help="ddim, dpm++2m-sde or dpm++2m-ode.")] = None,
+    lora: Annotated[list[str] | None, typer.Option(help="FILE[:weight]; may be repeated.")] = None,
+    dtype: Annotated[Str, typer.Option(help="bf16, fp16 or fp32.")] = None,
+    device: Annotated[Str, typer.Option(help="cpu, cuda or mps.")] = None,
+    offload: Annotated[str, typer.Option(help="auto, none or cpu.")] = "auto",
+    compat: Annotated[Str, typer.Option(help="diffusers: its conventions and seeds.")] = None,
+    preview: Annotated[bool, typer.Option("--preview", help="Show pictures while sampling.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")] = False,
+    repeat: Annotated[Path | None, typer.Option("--from", help="Repeat the request in a file.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a video on stdout.")] = False,
+) -> None:
+    """Make videos. Files hold their request; the latents are kept until the video is written."""
+    began = time.monotonic()
+    height, width = _size(size)
+    options = locals()
+    given = {name: options[name] for name in NAMES if options[name] is not None}
+    from cogvideox.generation import jobs
+    from cogvideox.generation.console import ConsoleWatch
+    from cogvideox.generation.session import Session
+
+    watch = ConsoleWatch(began=began)
+    record = {} if repeat is None else jobs.recorded(repeat)
+    base = jobs.override(jobs.repeatable(record, repeat) if repeat else {}, given)
+    todo = jobs.place(jobs.expand(base, jobs.rows(base, prompts), count), output)
+    loading = {name: options[name] for name in ("model", "dtype", "device", "compat", "lora")}
+    session = Session.of(loading, record, offload)
+    planned = session.plan(todo, accepted=given)
+    _show(session, planned, watch, as_json and dry_run)
+    if not dry_run:
+        watch.seconds["start"] = time.monotonic() - began
+        _make(session, planned, watch, preview, as_json)
+
+
+def _size(size: str | None) -> tuple[int | None, int | None]:
+    """(height, width) from WIDTHxHEIGHT."""
+    from cogvideox.core.errors import InputError
+
+    if size is None:
+        return None, None
+    width, _, height = size.lower().partition("x")
+    if not (width.isdecimal() and height.isdecimal()):
+        raise InputError(f"size {size!r} is not WIDTHxHEIGHT, such as 720x480")
+    return int(height), int(width)
+
+
+def _show(session: Session, planned: list[Planned], watch: ConsoleWatch, as_json: bool) -> None:
+    """The plan of the first video (the others differ in words and seeds), or all of them as JSON."""
+    from cogvideox.generation.console import plan_lines
+
+    first = planned[0]
+    for line in plan_lines(session, first):
+        watch.console.print(line)
+    if len(planned) > 1:
+        watch.console.print(f"{len(planned)} videos")
+    for one in planned if as_json else ():
+        typer.echo(json.dumps(one.facts()))
+
+
+def _make(
+    session: Session, planned: list[Planned], watch: ConsoleWatch, preview: bool, as_json: bool
+) -> None:
+    """Load the model and make one video after the other."""
+    from cogvideox.generation.console import ConsoleWatch, report_line
+    from cogvideox.generation.render import render
+
+    with watch.stage("load"):
+        pipe = session.open(planned, watch)
+    for one in planned:
+        path = one.job.output
+        if preview:
+            watch.preview_to(path.with_name(path.name + ".preview.png"))
+        try:
+            made = render(pipe, one.job.request, one.inputs, path, watch)
+        finally:
+            watch.end()
+        report = watch.report()
+        watch.console.print(report_line(report), style="dim")
+        if as_json:
+            facts: dict[str, Any] = {"file": str(path), "seconds": report, "notes": watch.notes}
+            typer.echo(json.dumps(facts | dict(made.metadata)))
+        else:
+            info = made.info
+            typer.echo(f"{path}  {info.frames} frames of {info.width}x{info.height} at {made.fps:g} fps")
+        watch = ConsoleWatch(watch.console)

@@ -1,0 +1,80 @@
+"""The `cogvideox` command: its sub-commands, and the one place where errors become exit codes.
+
+0 done; 1 a fault of the program; 2 a request that cannot be carried out; 3 numbers that blew up; 130 stopped.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from types import FrameType
+from typing import Annotated
+
+import typer
+
+import cogvideox
+from cogvideox.cli import convert, data, decode, doctor, generate, info, models, train
+from cogvideox.core.errors import InputError, NonFiniteError
+
+app = typer.Typer(name="cogvideox", add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.callback(invoke_without_command=True)
+def cogvideox_command(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
+) -> None:
+    """Make videos from text, images and videos; train, convert and inspect the models that do."""
+    if version:
+        typer.echo(cogvideox.__version__)
+    elif context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+for command in (
+    generate.generate,
+    decode.decode,
+    info.info,
+    models.models,
+    doctor.doctor,
+    convert.convert,
+    train.train,
+):
+    app.command()(command)
+app.add_typer(data.app, name="data")
+
+
+def main() -> None:
+    """Entry point: runs the command and exits with its status."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        status = app(standalone_mode=False) or 0
+    except (InputError, NonFiniteError) as error:
+        status = _fail(str(error), error.exit_status)
+    except (KeyboardInterrupt, typer.Abort):
+        status = _fail("stopped; nothing unfinished is left behind", 130)
+    except BrokenPipeError:
+        status = 1
+    except Exception as error:
+        # Errors of usage carry their message this way in every release of typer; others are faults of the
+        # program.
+        format_message = getattr(error, "format_message", None)
+        if format_message is None:
+            raise
+        if type(error).__name__ == "NoArgsIsHelpError":
+            error.show()  # type: ignore[attr-defined]
+            status = 0
+        else:
+            status = _fail(format_message(), 2)
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _fail(message: str, status: int) -> int:
+    """One line on standard error."""
+    print(f"cogvideox: {' '.join(message.split())}", file=sys.stderr)
+    return status
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    """Lets `finally` blocks clean up when the process is asked to end."""
+    sys.exit(128 + number)

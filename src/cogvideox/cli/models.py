@@ -1,0 +1,30 @@
+"""`cogvideox models`: which models there are."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+
+def models(as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout.")] = False) -> None:
+    """List the models that have a short name; any folder or hub id in their layout works too."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from cogvideox.models.specs import SPECS
+
+    if as_json:
+        typer.echo(json.dumps({name: asdict(spec) for name, spec in SPECS.items()}))
+        return
+    table = Table(
+        "name", "makes video from", "native shape", "licence", "where", box=None, header_style="bold"
+    )
+    table.add_row("mini", "text, image, clip", "small, for CPUs", "Apache-2.0", "comes with the package")
+    for name, spec in SPECS.items():
+        shape = f"{spec.frames} frames of {spec.width}x{spec.height} at {spec.fps} fps"
+        source = "image" if spec.image_conditioned else "text, clip"
+        table.add_row(name, source, shape, spec.licence, spec.hub or "")
+    Console(highlight=False).print(table)
