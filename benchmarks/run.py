@@ -1,6 +1,7 @@
 """`make bench`: speed and memory of the main parts on this machine, each case in a process of its own.
 
-`python -m benchmarks.run` runs all cases and prints a table; `--only NAME` runs some, `--json FILE` keeps the numbers.
+`python -m benchmarks.run` runs all cases and prints a table; `--only NAME` runs some, `--json FILE` keeps the
+numbers.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ def vae_speed(part: str) -> Result:
 
 @torch.no_grad()
 def transformer_layer(name: str) -> Result:
-    """Seconds of one layer at a released width, 2 segments of 2,250 video tokens (about 1/8 of 49x480x720)."""
+    """Seconds of a layer at a released width, 2 segments of 2,250 video tokens (1/8 of 49x480x720)."""
     from dataclasses import replace
 
     from cogvideox.core.pack import Pack, Segment

@@ -45,9 +45,14 @@ def test_a_key_is_needed():
 def test_atomic_path_leaves_the_old_file_on_error(tmp_path):
     target = tmp_path / "file.txt"
     files.write_text(target, "old")
-    with pytest.raises(RuntimeError), files.atomic_path(target) as partial:
-        partial.write_text("half")
-        raise RuntimeError
+
+    def fail() -> None:
+        with files.atomic_path(target) as partial:
+            partial.write_text("half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
     assert target.read_text() == "old"
     assert list(tmp_path.iterdir()) == [target]
 

@@ -43,7 +43,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class Group:
-    """A run of neighbouring segments of one shape: the unit that attention and modulation handle as a batch."""
+    """A run of neighbouring segments of one shape: what attention and modulation handle as a batch."""
 
     segment: Segment
     count: int
@@ -55,7 +55,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Pack:
-    """The input of the transformer. Segments of equal shape are best put side by side: they run as one batch."""
+    """The input of the transformer. Put segments of equal shape side by side: they run as one batch."""
 
     segments: tuple[Segment, ...]
     text_LC: Tensor

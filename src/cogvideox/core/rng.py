@@ -1,7 +1,7 @@
 """Keyed randomness: every random number is a pure function of a key, never of what ran before.
 
 A key is a seed followed by any number of names or integers, for example `(seed, "noise", sample_id)`. Keys are
-hashed to 128 bits that key a counter-based generator (Philox 4x64), so two different keys give independent streams,
+hashed to 128 bits that key a counter-based generator (Philox 4x64), so different keys give independent streams,
 and the same key gives the same numbers alone, in a batch, in any order and on any number of ranks.
 """
 

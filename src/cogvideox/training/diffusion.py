@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
+from transformers import T5EncoderModel
 
 from cogvideox.core import rng
 from cogvideox.diffusion.inputs import Sample, build_pack, pad_front, split_output
@@ -87,14 +88,15 @@ class DiffusionBatches(Dataset[Any]):
 class TextAndTransformer(nn.Module):
     """What is trained together."""
 
-    def __init__(self, transformer: Transformer, text: nn.Module) -> None:
+    def __init__(self, transformer: Transformer, text: T5EncoderModel) -> None:
         super().__init__()
+        self.text_config = text.config
         self.transformer = transformer
         self.text = text
 
 
 class DiffusionTask:
-    """v-prediction of latents; with `drop_text` probability the text is all zeros, the unconditional branch."""
+    """v-prediction of latents; with probability `drop_text` the text is zeros, the unconditional branch."""
 
     def __init__(
         self,

@@ -1,7 +1,7 @@
 """Storybook clips as VAE latents on disk, so that the transformer's training never runs the VAE.
 
-A bucket holds clips of one shape in files of `CHUNK` clips, with several captions of each. Encoding is resumable:
-a file is there whole or not at all.
+A bucket holds clips of one shape in files of `CHUNK` clips, with several captions of each. Encoding is
+resumable: a file is there whole or not at all.
 """
 
 from __future__ import annotations

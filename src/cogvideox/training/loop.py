@@ -47,7 +47,7 @@ class Task(Protocol):
 
 
 def lr_scale(step: int, total: int, warmup: int, decay_from: float) -> float:
-    """Linear warm-up, constant, then a cosine to 0 over the last part of the run (from `decay_from` * total)."""
+    """Linear warm-up, constant, then from `decay_from` * total on a cosine to 0."""
     if step < warmup:
         return (step + 1) / warmup
     start = decay_from * total

@@ -38,7 +38,10 @@ def run_recipe(path: Path, folder: Path, workers: int) -> None:
     """
     recipe = load_recipe(path)
     folder.mkdir(parents=True, exist_ok=True)
-    (run_vae if isinstance(recipe, VAERecipe) else run_diffusion)(recipe, folder, workers)  # type: ignore[operator]
+    if isinstance(recipe, VAERecipe):
+        run_vae(recipe, folder, workers)
+    else:
+        run_diffusion(recipe, folder, workers)
 
 
 def run_vae(recipe: VAERecipe, folder: Path, workers: int) -> None:
@@ -61,7 +64,9 @@ def run_diffusion(recipe: DiffusionRecipe, folder: Path, workers: int) -> None:
     vae_spec = read_vae(read_json(recipe.vae / "config.json"))
     vae = build(lambda: VAE(vae_spec), diffusers_vae(vae_spec), weights, str(recipe.vae), torch.bfloat16, CPU)
     for bucket in recipe.buckets:
-        encode_bucket(vae, bucket, recipe.latents, seed=recipe.seed, fingerprint=fingerprint(weights), workers=workers)
+        encode_bucket(
+            vae, bucket, recipe.latents, seed=recipe.seed, fingerprint=fingerprint(weights), workers=workers
+        )
     spec = replace(recipe.model, vae=vae_spec)
     tokenizer = _tokenizer(recipe, folder)
     torch.manual_seed(recipe.seed)  # initial weights, the one thing drawn from torch's generator
@@ -80,7 +85,9 @@ def run_diffusion(recipe: DiffusionRecipe, folder: Path, workers: int) -> None:
         make_schedule(spec.snr_shift),
         seed=recipe.seed,
         drop_text=recipe.drop_text,
-        judge=lambda weights, where, step: judge(finished(weights), where / f"{step:06d}.png", seed=recipe.seed),
+        judge=lambda weights, where, step: judge(
+            finished(weights), where / f"{step:06d}.png", seed=recipe.seed
+        ),
     )
     steps = sum(stage.steps for stage in recipe.stages)
     optimizer = train(task, folder, steps=steps, workers=workers, **recipe.optimizer.model_dump())
@@ -96,11 +103,13 @@ def assemble(
 ) -> Model:
     """A model in bf16 with the given weights of `trained`."""
     transformer = Transformer(spec.transformer, spec.position_policy)
-    text = T5EncoderModel(trained.text.config)
+    text = T5EncoderModel(trained.text_config)
     for prefix, module in (("transformer.", transformer), ("text.", text)):
         own = {name.removeprefix(prefix): w for name, w in weights.items() if name.startswith(prefix)}
         module.load_state_dict(own, strict=module is transformer)
-        module.to(torch.bfloat16).requires_grad_(False).eval()
+        for parameter in module.parameters():
+            parameter.data = parameter.data.bfloat16()
+        module.requires_grad_(False).eval()
     return Model(
         spec=spec,
         transformer=transformer,

@@ -1,4 +1,6 @@
-"""A small T5 and its tokenizer, made for the captions of a data set and trained together with the transformer."""
+"""A small T5 and its tokenizer, made for the captions of a data set and trained together with the
+transformer.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789.,!?'-:;"
 
@@ -30,11 +32,14 @@ class TextSpec(BaseModel):
 
 
 def make_tokenizer(captions: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
-    """A case-blind tokenizer with the most frequent words of the captions as pieces, and letters for all others.
+    """A case-blind tokenizer with the most frequent words of the captions as pieces, and letters for all
+    others.
 
     Special tokens as in T5: <pad> 0, </s> 1 (ends every prompt), <unk> 2.
     """
-    words = Counter(word for caption in captions for word in re.findall(r"[a-z0-9]+|[^\sa-z0-9]", caption.lower()))
+    words = Counter(
+        word for caption in captions for word in re.findall(r"[a-z0-9]+|[^\sa-z0-9]", caption.lower())
+    )
     fixed = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -20.0), *((c, -20.0) for c in LETTERS)]
     total = words.total()
     pieces = [(f"\u2581{w}", math.log(n / total)) for w, n in words.most_common(vocabulary - len(fixed))]
@@ -67,7 +72,7 @@ def new_t5(spec: TextSpec, width: int, vocabulary: int) -> T5EncoderModel:
     return T5EncoderModel(config)
 
 
-def tokenize(tokenizer: PreTrainedTokenizerFast, captions: list[str], length: int) -> Tensor:
+def tokenize(tokenizer: PreTrainedTokenizerBase, captions: list[str], length: int) -> Tensor:
     """Token ids (n, length), cut and padded as `models.text.TextEncoder` does it."""
     rows = tokenizer(captions, padding="max_length", truncation=True, max_length=length)["input_ids"]
     return torch.tensor(rows)

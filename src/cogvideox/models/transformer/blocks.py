@@ -19,7 +19,7 @@ from cogvideox.models.transformer.positions import Rope, apply_rope
 
 @dataclass(frozen=True)
 class Modulation:
-    """Shift, scale and gate of one sub-layer, each (S, D), for the text and the video rows of every segment."""
+    """Shift, scale and gate of one sub-layer, each (S, D), for text and video rows of every segment."""
 
     text: tuple[Tensor, Tensor, Tensor]
     video: tuple[Tensor, Tensor, Tensor]
@@ -102,7 +102,7 @@ def linear(spec: TransformerSpec, in_features: int, out_features: int) -> nn.Mod
 
 
 class FullAttention(nn.Module):
-    """3D full attention over text and video of each segment; LayerNorm on q and k, RoPE on video tokens."""
+    """3D full attention over text and video of a segment; LayerNorm on q and k, RoPE on video."""
 
     def __init__(self, spec: TransformerSpec) -> None:
         super().__init__()
@@ -133,7 +133,7 @@ def _rotate_video(x_SNLK: Tensor, text: int, rope: tuple[Tensor, Tensor]) -> Ten
 
 
 class FactorisedAttention(FullAttention):
-    """Ablation "2D+1D": half of the heads attend within a frame (and to the text), the other half along time."""
+    """Ablation "2D+1D": half of the heads attend within a frame, the others along time, all to the text."""
 
     def attend(self, q_SNLK: Tensor, k_SNLK: Tensor, v_SNLK: Tensor, pack: Pack, index: int) -> Tensor:
         segment, half = pack.groups[index].segment, self.heads // 2

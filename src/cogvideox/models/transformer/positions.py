@@ -61,7 +61,7 @@ def rope_table(axes: Axes, head_dim: int, theta: float = 10000.0) -> Tensor:
 
 
 def sincos_table(axes: Axes, width: int, spatial_scale: float) -> Tensor:
-    """Fixed additive positions (L, D): D/4 channels for t, then 3D/8 for w and 3D/8 for h, each [sin, cos]."""
+    """Fixed additive positions (L, D): D/4 channels for t, 3D/8 for w, 3D/8 for h, each [sin, cos]."""
     t, h, w = axes
     sizes = ((t, width // 4), (h / spatial_scale, width // 8 * 3), (w / spatial_scale, width // 8 * 3))
     parts = []
@@ -133,7 +133,7 @@ Rope = list[tuple[Tensor, Tensor]]
 
 
 def pack_rope(pack: Pack, spec: TransformerSpec, policy: str) -> Rope | None:
-    """(cos, sin) of each group of the pack, each (video tokens of one segment, K/2) fp32; None without RoPE."""
+    """(cos, sin) of each group, each (video tokens of one segment, K/2) fp32; None without RoPE."""
     if "rope" not in spec.positions:
         return None
     angles = [
