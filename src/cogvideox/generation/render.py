@@ -19,7 +19,8 @@ def render(pipe: Pipeline, request: Request, inputs: Inputs, path: Path, watch: 
     The latents are written before decoding begins and removed once the video is there: whatever stops the
     decoder, they are not lost (`keeps` says where they are).
     """
-    check_output(path)
+    settings, _ = pipe.prepare(request, inputs)
+    check_output(path, settings.shape.frames)
     made = pipe.latents(request, inputs, watch)
     if path.suffix == LATENTS:
         made.save(path)

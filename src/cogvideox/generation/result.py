@@ -48,9 +48,14 @@ class Video:
         return f'<video controls loop autoplay muted src="data:video/mp4;base64,{data}"></video>'
 
 
-def check_output(path: str | Path) -> Path:
-    """The path, if a result can be written there: a known suffix in a folder that exists. Else InputError."""
+def check_output(path: str | Path, frames: int = 1) -> Path:
+    """The path, if a clip of that length can be written there: a known suffix in a folder that exists.
+
+    Else InputError.
+    """
     path = Path(path)
+    if path.suffix.lower() == ".png" and frames > 1:
+        raise InputError(f"{path.name} would hold one frame of {frames}; use .png-folder, or a video file")
     if path.suffix == LATENTS:
         if not path.absolute().parent.is_dir():
             raise InputError(f"the output folder {path.parent} does not exist")

@@ -17,6 +17,7 @@ from cogvideox.generation.media import Inputs
 from cogvideox.generation.pipeline import Pipeline
 from cogvideox.generation.plan import Plan, Weights, check, make_plan, measure, seconds_of
 from cogvideox.generation.request import Settings, decide
+from cogvideox.generation.result import check_output
 from cogvideox.generation.watch import Watch
 from cogvideox.models.specs import ModelSpec
 
@@ -93,6 +94,7 @@ class Session:
             if self.record:
                 check_inputs(self.record, inputs.digests(), accepted)
             settings = decide(job.request, spec, inputs.given, self.loading["compat"])
+            check_output(job.output, settings.shape.frames)
             plan = self._plan(settings, settings.shape)
             check(plan, spec, partial(self._plan, settings))
             seconds = seconds_of(spec, settings, weights, self.dtype, speeds)
