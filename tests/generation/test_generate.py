@@ -145,6 +145,8 @@ def test_a_video_is_repainted_by_strength(pipe):
     distance = {s: (v.latents[0] - origin).abs().mean().item() for s, v in videos.items()}
     assert distance[0.1] < distance[0.5]
     assert videos[0.5].metadata["request"]["strength"] == 0.5
+    assert videos[0.5].metadata["unrepeatable"] == ["video"]
+    assert pipe(PROMPT, video=videos[0.5], steps=2).frames.shape == clip.shape
     with pytest.raises(InputError, match="strength"):
         pipe(PROMPT, video=clip, strength=0.05, steps=10)
 

@@ -107,7 +107,9 @@ def test_overrides_replace_their_rivals():
 
 def test_what_came_from_python_cannot_be_repeated():
     with pytest.raises(InputError, match="generator and latents given in Python"):
-        jobs.repeatable({"unrepeatable": ["generator", "latents"], "request": {}}, "x.mp4")
+        jobs.repeatable({"unrepeatable": ["generator", "latents"], "request": {}}, "x.mp4", {})
+    record = {"unrepeatable": ["image"], "request": {"prompt": "a"}}
+    assert jobs.repeatable(record, "x.mp4", {"image": "i.png"}) == {"prompt": "a"}
 
 
 def test_records_are_json(pipe):

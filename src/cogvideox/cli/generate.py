@@ -78,7 +78,7 @@ def generate(
 
     watch = ConsoleWatch(began=began)
     record = {} if repeat is None else jobs.recorded(repeat)
-    base = jobs.override(jobs.repeatable(record, repeat) if repeat else {}, given)
+    base = jobs.override(jobs.repeatable(record, repeat, given) if repeat else {}, given)
     todo = jobs.place(jobs.expand(base, jobs.rows(base, prompts), count), output)
     loading = {name: options[name] for name in ("model", "dtype", "device", "compat", "lora")}
     session = Session.of(loading, record, offload)

@@ -128,9 +128,11 @@ def recorded(path: str | Path) -> Values:
     return dict(record)
 
 
-def repeatable(record: Values, path: str | Path) -> Values:
-    """The request of a record as plain values. InputError when it came with tensors, which no file keeps."""
-    if missing := record.get("unrepeatable"):
+def repeatable(record: Values, path: str | Path, given: Mapping[str, Any]) -> Values:
+    """The request of a record as plain values. InputError when it came with tensors, which no file keeps,
+    unless files are `given` in their place.
+    """
+    if missing := [name for name in record.get("unrepeatable", []) if name not in given]:
         raise InputError(
             f"{path} was made with {' and '.join(missing)} given in Python: no file can repeat that"
         )

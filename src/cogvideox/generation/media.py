@@ -19,7 +19,7 @@ from torch import Tensor
 from cogvideox.core.errors import InputError
 from cogvideox.core.files import atomic_path
 from cogvideox.core.shapes import PIXELS_PER_LATENT, pixel_frames
-from cogvideox.data.video import Clip, Frames, Info, cover_crop, is_picture, probe, read_image, read_video
+from cogvideox.data.video import Frames, Info, cover_crop, is_picture, probe, read_image, read_video
 from cogvideox.generation.request import Given, Request
 from cogvideox.models.specs import ModelSpec
 from cogvideox.models.vae.autoencoder import VAE
@@ -37,13 +37,13 @@ class Media:
 
     @classmethod
     def of(cls, value: Any, fps: float | None = None) -> Media:
-        """From a path, a PIL image, a list of them, or uint8 frames (H, W, 3) or (T, H, W, 3).
+        """From a path, a PIL image, a list of them, uint8 frames (H, W, 3) or (T, H, W, 3), or a result.
 
         InputError for anything else. Files are only looked at, not read.
         """
         if isinstance(value, (str, Path)):
             return cls(probe(value), Path(value))
-        frames = _frames(value)
+        frames = _frames(getattr(value, "frames", value))
         count, height, width = frames.shape[:3]
         return cls(Info(count, height, width, fps), frames)
 
@@ -92,6 +92,10 @@ class Latents:
     def info(self) -> Info:
         _, frames, height, width = self.latents_CTHW.shape
         return Info(pixel_frames(frames), PIXELS_PER_LATENT * height, PIXELS_PER_LATENT * width, self.fps)
+
+    def digest(self) -> str:
+        """Hash of the latents, for the record."""
+        return hashlib.blake2b(self.latents_CTHW.contiguous().numpy().tobytes(), digest_size=16).hexdigest()
 
     def save(self, path: str | Path) -> None:
         """Write a latents file, atomically."""
@@ -147,7 +151,7 @@ class Inputs:
     def digests(self) -> dict[str, str]:
         """Hashes of files and frames, for the record."""
         named = {"image": self.image, "video": self.video, "extend": self.extend}
-        return {name: media.digest() for name, media in named.items() if isinstance(media, Media)}
+        return {name: media.digest() for name, media in named.items() if media is not None}
 
 
 def previous(value: Any) -> Media | Latents:
@@ -202,8 +206,6 @@ def check_latents(latents_CTHW: Tensor, spec: ModelSpec) -> None:
 
 
 def _frames(value: Any) -> Frames:
-    if isinstance(value, Clip):
-        value = value.frames
     if isinstance(value, Image.Image):
         value = np.asarray(value.convert("RGB"))
     elif isinstance(value, (list, tuple)) and value and isinstance(value[0], Image.Image):

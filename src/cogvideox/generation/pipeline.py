@@ -39,6 +39,7 @@ from cogvideox.models.transformer.model import Transformer
 from cogvideox.models.vae.autoencoder import VAE
 
 R = TypeVar("R")
+_MEMORY = "(in memory)"
 Generators = torch.Generator | Sequence[torch.Generator]
 
 
@@ -50,7 +51,7 @@ class _Warner(Watch):
         warnings.warn(text, stacklevel=2)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Pipeline:
     """A loaded model. Holds no state between calls; two pipelines never influence each other."""
 
@@ -63,6 +64,9 @@ class Pipeline:
     """Free the text encoder once prompts are encoded: saves memory, and new prompts need a new pipeline."""
     adapters: tuple[tuple[str, float], ...] = field(default=())
     """LoRA files merged into the model, with their weights."""
+
+    def __repr__(self) -> str:
+        return f"Pipeline({self.spec.name} on {self.place.device} in {self.place.dtype})"
 
     @property
     def transformer(self) -> Transformer:
@@ -121,33 +125,16 @@ class Pipeline:
         prompt. Videos of a list equal those made alone. Raises InputError for what cannot be done and
         NonFiniteError when numbers blow up.
         """
+        asked = locals()
         if output not in ("video", "latents"):
             raise InputError(f'output is "video" or "latents", not {output!r}')
         prompts, conds, unconds = _texts(prompt, prompt_embeds, negative_prompt_embeds)
+        values = {name: asked[name] for name in Request.model_fields if name != "prompt"}
+        for name in ("image", "video", "extend"):
+            values[name] = _name(values[name])
         if isinstance(dynamic_guidance, bool):
-            dynamic_guidance = "official" if dynamic_guidance else "constant"
-        request = Request.parse(
-            {
-                "strength": strength,
-                "frames": frames,
-                "seconds": seconds,
-                "fps": fps,
-                "height": height,
-                "width": width,
-                "aspect": aspect,
-                "steps": steps,
-                "guidance": guidance,
-                "dynamic_guidance": dynamic_guidance,
-                "negative": negative,
-                "seed": seed,
-                "sampler": sampler,
-            }
-            | {
-                k: _name(v)
-                for k, v in (("image", image), ("video", video), ("extend", extend))
-                if v is not None
-            }
-        )
+            values["dynamic_guidance"] = "official" if dynamic_guidance else "constant"
+        request = Request.parse(values)
         media = Inputs(
             image=None if image is None else Media.of(image),
             video=None if video is None else Media.of(video, getattr(video, "fps", None)),
@@ -255,7 +242,7 @@ class Pipeline:
         self, request: Request, settings: Settings, inputs: Inputs, noise: Noise | None
     ) -> dict[str, Any]:
         """What is needed to repeat a request and to know what it was carried out with."""
-        own = {
+        own = {name: getattr(request, name) == _MEMORY for name in ("image", "video", "extend")} | {
             "generator": noise is not None,
             "latents": inputs.start_CTHW is not None,
             "prompt_embeds": inputs.cond_LC is not None,
@@ -303,6 +290,8 @@ def _texts(
     return prompts, conds, list(batch) * (len(prompts) // len(batch))
 
 
-def _name(value: Any) -> str:
-    """How a request's record calls what was given in memory."""
-    return str(value) if isinstance(value, (str, Path)) else "(in memory)"
+def _name(value: Any) -> str | None:
+    """How a request's record calls an input: by its path, if it has one."""
+    if value is None:
+        return None
+    return str(value) if isinstance(value, (str, Path)) else _MEMORY
