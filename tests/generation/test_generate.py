@@ -8,8 +8,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import cogvideox
+from cogvideox.checkpoints.lora import from_modules, save_lora
 from cogvideox.core.errors import InputError, NonFiniteError
 from cogvideox.data.video import write_image, write_video
+from cogvideox.generation.generate import Place
 from cogvideox.generation.media import encode
 from cogvideox.generation.watch import Watch
 from tests.tiny import prompt, tiny_folder
@@ -262,6 +264,38 @@ def test_releasing_the_text_encoder_changes_nothing(folder, pipe):
     videos = released([PROMPT, "the moon"], negative="blue")
     assert all(equal(a, b) for a, b in zip(videos, pipe([PROMPT, "the moon"], negative="blue"), strict=True))
     assert released.text_encoder.model.device.type == "meta"
+
+
+def test_parts_take_turns_on_the_device():
+    moves = []
+
+    class Part(torch.nn.Module):
+        def to(self, device):
+            moves.append(str(device))
+            return self
+
+    for offload, expected in ((True, ["meta", "cpu"]), (False, [])):
+        place = Place(torch.device("meta"), torch.float32, offload=offload)
+        with pytest.raises(KeyboardInterrupt), place.turn(Part()):
+            raise KeyboardInterrupt
+        assert moves == expected
+        moves.clear()
+
+
+def test_adapters_change_the_video_by_their_weight(folder, pipe, tmp_path):
+    draw = torch.Generator().manual_seed(0)
+    width = pipe.spec.transformer.width
+    pair = (torch.randn(2, width, generator=draw), torch.randn(3 * width, 2, generator=draw))
+    lora = from_modules(pipe.spec.transformer, {"blocks.0.attention.qkv": pair}, alpha=2.0)
+    save_lora(lora, tmp_path / "a.safetensors")
+    videos = {}
+    for weight in (0.0, 0.5, 1.0):
+        one = cogvideox.load(folder, dtype="fp32", device="cpu", lora=[(tmp_path / "a.safetensors", weight)])
+        videos[weight] = one(PROMPT)
+        assert videos[weight].metadata["model"]["lora"] == [[str(tmp_path / "a.safetensors"), weight]]
+    assert equal(videos[0.0], pipe(PROMPT))  # and pipelines do not share weights
+    assert not equal(videos[0.5], videos[0.0])
+    assert not equal(videos[0.5], videos[1.0])
 
 
 @pytest.mark.parametrize(

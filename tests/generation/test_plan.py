@@ -58,12 +58,16 @@ def test_decoding_does_not_grow_with_the_clip_and_sampling_does():
     assert short.sampling < long.sampling
 
 
-def test_the_text_encoder_goes_only_when_memory_is_short():
+def test_parts_wait_only_when_memory_is_short():
     plenty, short = plan_of("5b", 200 * GIB), plan_of("5b", 30 * GIB)
-    assert not plenty.release_text
-    assert short.release_text
+    assert (plenty.wait, short.wait) == (False, True)
     assert short.peak < plenty.peak
-    assert not plan_of("5b", 30 * GIB, may_release=False).release_text
+    assert not plan_of("5b", 30 * GIB, wait=False).wait
+    assert plan_of("5b", 200 * GIB, wait=True).peak == short.peak
+    gpu = plan_of("5b", 16 * GIB, accelerator=True)
+    assert gpu.peak == max(gpu.weights.transformer + gpu.sampling, gpu.weights.vae + gpu.decoding)
+    loaded = plan_of("5b", 30 * GIB, loaded=True)
+    assert loaded.peak == max(loaded.sampling, loaded.decoding)
 
 
 @settings(max_examples=60, deadline=None)

@@ -185,8 +185,9 @@ class Pipeline:
             dtype=self.place.dtype,
             memory=memory(self.place.device),
             weights=self.weights,
-            loaded=True,
-            may_release=False,
+            loaded=not self.place.offload,
+            wait=self.place.offload,
+            accelerator=self.place.offload,
         )
 
     @property

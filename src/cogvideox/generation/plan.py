@@ -60,8 +60,8 @@ class Plan:
     peak: int
     """The most that is needed at once, beyond what is in memory already."""
     free: int
-    release_text: bool
-    """The text encoder must go before sampling begins, or it will not fit."""
+    wait: bool
+    """The parts wait for their turn, because they do not fit together (or because they were told to)."""
 
     @property
     def fits(self) -> bool:
@@ -94,22 +94,27 @@ def make_plan(
     memory: Memory,
     weights: Weights,
     loaded: bool = False,
-    may_release: bool = True,
+    wait: bool | None = None,
+    accelerator: bool = False,
 ) -> Plan:
     """The plan for a clip of `shape` whose longest window has `longest` latent frames (padding not counted).
 
-    `loaded` weights are in memory already; `may_release` allows the text encoder to be dropped after use.
+    `loaded` weights are in memory already. Parts that `wait` for their turn are not in memory together: on
+    an `accelerator` only the part at work is, on a CPU the text encoder is freed after use. None: only if
+    they must.
     """
     tokens, size = _tokens(spec, shape, longest), dtype.itemsize
     sampling = OVERHEAD + BLOCK_UNITS * (1 + guided) * tokens * spec.transformer.width * size
     chunk = pixel_frames(DECODE_CHUNK + 1) * shape.height * shape.width
     decoding = OVERHEAD + DECODER_UNITS * chunk * max(spec.vae.channels[:2]) * size
-    core = 0 if loaded else weights.transformer + weights.vae
-    text = 0 if loaded else weights.text
     working = max(sampling, decoding)
-    release = may_release and text + core + working > memory.free
-    peak = max(text, core + working) if release else text + core + working
-    return Plan(shape, tokens, weights, sampling, decoding, peak, memory.free, release)
+    together = working if loaded else weights.total + working
+    apart = max(weights.text, weights.transformer + weights.vae + working)
+    if accelerator:
+        apart = max(weights.text, weights.transformer + sampling, weights.vae + decoding)
+    if wait is None:
+        wait = not loaded and together > memory.free
+    return Plan(shape, tokens, weights, sampling, decoding, apart if wait else together, memory.free, wait)
 
 
 def check(plan: Plan, spec: ModelSpec, replan: Callable[[ClipShape], Plan]) -> None:

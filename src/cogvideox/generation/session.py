@@ -111,13 +111,15 @@ class Session:
             dtype=self.dtype,
             memory=memory(self.device),
             weights=weights,
-            may_release=self.loading["offload"] != "none",
+            wait={"none": False, "cpu": True}.get(self.loading["offload"]),
+            accelerator=self.device.type != "cpu",
         )
 
     def open(self, planned: Sequence[Planned], watch: Watch) -> Pipeline:
         """Load the model, as it was when the record was made; encode all prompts if the encoder must go."""
         torch.set_num_threads(self.record.get("threads", torch.get_num_threads()))
-        pipe = load(**self.loading)
+        waits = any(one.plan.wait for one in planned)
+        pipe = load(**{**self.loading, "offload": "cpu" if waits else self.loading["offload"]})
         if self.record and self.record["model"].get("fingerprint") != pipe.model.fingerprint:
             watch.note("the model has other weights than the one that made the file: frames will differ")
         if pipe.release_text:

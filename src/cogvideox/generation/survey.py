@@ -43,12 +43,20 @@ def look(device_name: str | None = None, dtype_name: str | None = None) -> dict[
             "transformers": transformers.__version__,
             "av": av.__version__,
         },
-        "models": [_row(name, *survey(name, dtype), dtype, there, speeds) for name in names],
+        "models": [
+            _row(name, *survey(name, dtype), dtype, there, speeds, device.type != "cpu") for name in names
+        ],
     }
 
 
 def _row(
-    name: str, spec: ModelSpec, weights: Weights, dtype: torch.dtype, there: Memory, speeds: Speeds
+    name: str,
+    spec: ModelSpec,
+    weights: Weights,
+    dtype: torch.dtype,
+    there: Memory,
+    speeds: Speeds,
+    accelerator: bool,
 ) -> dict[str, Any]:
     """How one model fares at its native shape."""
     values = {"prompt": "-"} | ({"image": "-"} if spec.image_conditioned else {})
@@ -63,10 +71,11 @@ def _row(
             dtype=dtype,
             memory=there,
             weights=weights,
+            accelerator=accelerator,
         )
 
     plan = make(settings.shape)
-    runs = "yes, text encoder released after use" if plan.release_text else "yes"
+    runs = "yes, one part after the other" if plan.wait else "yes"
     try:
         check(plan, spec, make)
     except InputError as error:
