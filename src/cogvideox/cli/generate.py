@@ -36,36 +36,49 @@ Float = float | None
 Int = int | None
 
 
+def _option(panel: str, text: str, *names: str) -> Any:
+    """An option in a panel of the help."""
+    return typer.Option(*names, help=text, rich_help_panel=panel)
+
+
 def generate(
     prompt: Text = None,
-    model: Annotated[Str, typer.Option(help="mini, 2b, 5b, ..., a folder or a hub id.")] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="File or folder.")] = None,
-    image: Annotated[Str, typer.Option(help="Picture of the first frame.")] = None,
-    video: Annotated[Str, typer.Option(help="Clip to repaint.")] = None,
-    strength: Annotated[Float, typer.Option(help="How much of it is repainted, 0 to 1.")] = None,
-    extend: Annotated[Str, typer.Option(help="Clip or latents to continue.")] = None,
-    seconds: Annotated[Float, typer.Option(help="Length of the finished clip.")] = None,
-    frames: Annotated[Int, typer.Option(help="The same in frames.")] = None,
-    fps: Annotated[Float, typer.Option(help="Frames per second.")] = None,
-    size: Annotated[Str, typer.Option(help="WIDTHxHEIGHT.")] = None,
-    aspect: Annotated[Str, typer.Option(help="Such as 16:9, at the model's own size.")] = None,
-    steps: Annotated[Int, typer.Option(help="Sampling steps.")] = None,
-    guidance: Annotated[Float, typer.Option(help="Scale of guidance; 1: none, twice as fast.")] = None,
-    dynamic_guidance: Annotated[Str, typer.Option(help="constant, official, smooth or off.")] = None,
-    negative: Annotated[Str, typer.Option(help="What to stay away from.")] = None,
-    seed: Annotated[Int, typer.Option(help="Same seed, same video.")] = None,
-    count: Annotated[int, typer.Option(help="Videos per prompt: seeds SEED, SEED+1, ...")] = 1,
-    prompts: Annotated[Path | None, typer.Option(help="One prompt a line, or JSONL of settings.")] = None,
-    sampler: Annotated[Str, typer.Option(help="ddim, dpm++2m-sde or dpm++2m-ode.")] = None,
-    lora: Annotated[list[str] | None, typer.Option(help="FILE[:weight]; may be repeated.")] = None,
-    dtype: Annotated[Str, typer.Option(help="bf16, fp16 or fp32.")] = None,
-    device: Annotated[Str, typer.Option(help="cpu, cuda or mps.")] = None,
-    offload: Annotated[str, typer.Option(help="auto, none or cpu.")] = "auto",
-    compat: Annotated[Str, typer.Option(help="diffusers: its conventions and seeds.")] = None,
-    preview: Annotated[bool, typer.Option("--preview", help="Show pictures while sampling.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")] = False,
-    repeat: Annotated[Path | None, typer.Option("--from", help="Repeat the request in a file.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a video on stdout.")] = False,
+    model: Annotated[Str, _option("Model", "mini, 2b, 5b, ..., a folder or a hub id.")] = None,
+    output: Annotated[
+        Path | None,
+        _option(
+            "Output",
+            "File (.mp4 .webm .gif .webp .png .png-folder .safetensors) or folder.",
+            "--output",
+            "-o",
+        ),
+    ] = None,
+    image: Annotated[Str, _option("Input", "Picture of the first frame.")] = None,
+    video: Annotated[Str, _option("Input", "Clip to repaint.")] = None,
+    strength: Annotated[Float, _option("Input", "How much of it is repainted, 0 to 1.")] = None,
+    extend: Annotated[Str, _option("Input", "Clip or latents to continue.")] = None,
+    seconds: Annotated[Float, _option("Shape", "Length of the finished clip.")] = None,
+    frames: Annotated[Int, _option("Shape", "The same in frames.")] = None,
+    fps: Annotated[Float, _option("Shape", "Frames per second.")] = None,
+    size: Annotated[Str, _option("Shape", "WIDTHxHEIGHT.")] = None,
+    aspect: Annotated[Str, _option("Shape", "Such as 16:9, at the model's own size.")] = None,
+    steps: Annotated[Int, _option("Sampling", "Sampling steps.")] = None,
+    guidance: Annotated[Float, _option("Sampling", "Scale of guidance; 1: none, twice as fast.")] = None,
+    dynamic_guidance: Annotated[Str, _option("Sampling", "constant, official, smooth or off.")] = None,
+    negative: Annotated[Str, _option("Input", "What to stay away from.")] = None,
+    seed: Annotated[Int, _option("Sampling", "Same seed, same video.")] = None,
+    count: Annotated[int, _option("Sampling", "Videos per prompt: seeds SEED, SEED+1, ...")] = 1,
+    prompts: Annotated[Path | None, _option("Input", "One prompt a line, or JSONL of settings.")] = None,
+    sampler: Annotated[Str, _option("Sampling", "ddim, dpm++2m-sde or dpm++2m-ode.")] = None,
+    lora: Annotated[list[str] | None, _option("Model", "FILE[:weight]; may be repeated.")] = None,
+    dtype: Annotated[Str, _option("Model", "bf16, fp16 or fp32.")] = None,
+    device: Annotated[Str, _option("Model", "cpu, cuda or mps.")] = None,
+    offload: Annotated[str, _option("Model", "auto, none or cpu.")] = "auto",
+    compat: Annotated[Str, _option("Model", "diffusers: its conventions and seeds.")] = None,
+    preview: Annotated[bool, _option("Output", "Show pictures while sampling.", "--preview")] = False,
+    dry_run: Annotated[bool, _option("Output", "Show the plan and stop.", "--dry-run")] = False,
+    repeat: Annotated[Path | None, _option("Input", "Repeat the request in a file.", "--from")] = None,
+    as_json: Annotated[bool, _option("Output", "One JSON object a video on stdout.", "--json")] = False,
 ) -> None:
     """Make videos. Files hold their request; the latents are kept until the video is written."""
     began = time.monotonic()

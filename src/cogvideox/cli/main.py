@@ -48,7 +48,7 @@ def main() -> None:
     """Entry point: runs the command and exits with its status."""
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        status = app(standalone_mode=False) or 0
+        status = app(prog_name="cogvideox", standalone_mode=False) or 0
     except (InputError, NonFiniteError) as error:
         status = _fail(str(error), error.exit_status)
     except (KeyboardInterrupt, typer.Abort):
