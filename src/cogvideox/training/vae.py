@@ -62,7 +62,8 @@ class VAEBatches(Dataset[Any]):
         side = int(draw.choice(stage.sizes))
         clips = []
         for index in draw.integers(2**31, size=stage.batch):
-            clip = self.world.clip(int(index), duration=stage.frames / 8)
+            # As long as the latest start, so that the action never ends before the clip.
+            clip = self.world.clip(int(index), duration=1.0 + stage.frames / 8)
             start = float(draw.uniform(0.0, 1.0))
             video = clip.render(frames=stage.frames, fps=8, height=side, width=side, start=start)
             for y, x in draw.integers(side - stage.crop + 1, size=(stage.crops, 2)):
