@@ -170,6 +170,14 @@ def test_continuing_leaves_the_beginning_alone(any_pipe, like, tmp_path):
     assert torch.equal(pipe(PROMPT, extend=first.latents, frames=33).latents, longer.latents)
 
 
+@pytest.mark.filterwarnings("ignore:.*motion is off speed")
+def test_a_continuation_has_the_rate_and_the_length_that_were_asked_for(pipe):
+    first = pipe(PROMPT, frames=9, fps=12, steps=1)
+    longer = pipe(PROMPT, extend=first, frames=17, steps=1)
+    assert (len(longer.frames), longer.fps) == (17, 12)
+    assert pipe(PROMPT, extend=first.latents, frames=17, fps=12, steps=1).fps == 12  # a tensor has no rate
+
+
 def test_continuing_a_clip_keeps_its_end(pipe, tmp_path):
     clip = frames(11)
     write_video(tmp_path / "clip.png-folder", [clip], 8)

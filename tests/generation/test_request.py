@@ -169,6 +169,16 @@ def test_a_continuation_must_be_longer_and_keeps_the_size_of_latents():
         decide(parse(extend="x.safetensors", height=64), tiny_spec(), latents)
 
 
+def test_latents_keep_their_rate():
+    latents = Given(Info(17, 32, 48, 12), fixed=True)
+    made = decide(parse(extend="x.safetensors", frames=33), tiny_spec(), latents)
+    assert (made.fps, made.shape.frames, sum(w.new for w in made.windows)) == (12, 33, 4)
+    assert decide(parse(extend="x.safetensors", seconds=2), tiny_spec(), latents).shape.frames == 25
+    assert decide(parse(extend="x.safetensors", frames=33, fps=12), tiny_spec(), latents) == made
+    with pytest.raises(InputError, match="rate of latents is fixed: 12 fps, not 8"):
+        decide(parse(extend="x.safetensors", frames=33, fps=8), tiny_spec(), latents)
+
+
 def test_a_complete_request_decides_the_same_again():
     for values in ({}, {"seconds": 3, "aspect": "1:1"}, {"guidance": 1, "steps": 7, "fps": 12}):
         made = decide(parse(**values), SPECS["5b"])

@@ -154,14 +154,14 @@ class Inputs:
         return {name: media.digest() for name, media in named.items() if media is not None}
 
 
-def previous(value: Any) -> Media | Latents:
-    """What is to be continued: latents (a result, a latents file, a tensor) or a clip."""
+def previous(value: Any, fps: float = 8) -> Media | Latents:
+    """What is to be continued: latents (a result, a latents file, a tensor, which has `fps`) or a clip."""
     if isinstance(value, (str, Path)) and Path(value).suffix == LATENTS:
         return Latents.load(value)
     if isinstance(getattr(value, "latents", None), Tensor):
         return Latents(as_latents(value.latents), value.fps, value.metadata)
     if isinstance(value, Tensor) and value.is_floating_point():
-        return Latents(as_latents(value), 8, {})
+        return Latents(as_latents(value), fps, {})
     return Media.of(value, getattr(value, "fps", None))
 
 

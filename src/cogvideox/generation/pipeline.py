@@ -138,7 +138,7 @@ class Pipeline:
         media = Inputs(
             image=None if image is None else Media.of(image),
             video=None if video is None else Media.of(video, getattr(video, "fps", None)),
-            extend=None if extend is None else previous(extend),
+            extend=None if extend is None else previous(extend, fps or self.spec.fps),
             start_CTHW=None if latents is None else as_latents(latents),
         )
         noises = self._noises(generator, len(prompts))

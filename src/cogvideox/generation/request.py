@@ -94,7 +94,7 @@ class Given:
 
     info: Info
     fixed: bool = False
-    """The size cannot be changed any more, because these are latents."""
+    """Size and rate cannot be changed any more, because these are latents."""
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ def decide(
 ) -> Settings:
     """Everything that the request leaves open, decided; raises InputError for what this model cannot do."""
     task = _task(request, spec)
-    fps = float(request.fps or spec.fps)
+    fps = _rate(request, spec, given)
     height, width = _size(request, spec, given, compat)
     frames, windows = _length(request, spec, task, fps, given)
     shape = plan_shape(spec.transformer.patch, frames, height, width)
@@ -194,6 +194,15 @@ def _task(request: Request, spec: ModelSpec) -> Task:
     if task in ("text", "video") and spec.image_conditioned:
         raise InputError(f"{spec.name} makes video from an image; give one, or use a text model such as 5b")
     return task
+
+
+def _rate(request: Request, spec: ModelSpec, given: Given | None) -> float:
+    """Frames per second of the result: latents keep theirs, for they cannot be retimed."""
+    if given is None or not given.fixed or given.info.fps is None:
+        return float(request.fps or spec.fps)
+    if request.fps not in (None, given.info.fps):
+        raise InputError(f"the rate of latents is fixed: {given.info.fps:g} fps, not {request.fps:g}")
+    return given.info.fps
 
 
 def _size(request: Request, spec: ModelSpec, given: Given | None, compat: Compat | None) -> tuple[int, int]:
@@ -231,7 +240,7 @@ def _length(
     if task not in ("video", "extend"):
         return asked or spec.frames, ()
     assert given is not None
-    there = available_frames(given.info, fps)
+    there = given.info.frames if given.fixed else available_frames(given.info, fps)
     if task == "video":
         return min(asked or (spec.trained_frames[1] if given.info.fps else there), there), ()
     have, window = latent_frames(there), latent_frames(spec.frames)
