@@ -69,15 +69,21 @@ def tiny_spec(like: str = "5b", **changes: object) -> ModelSpec:
 
 
 def randomise(module: nn.Module, seed: int) -> nn.Module:
-    """Fill all parameters with seeded values that keep activations of order one; none keeps its default."""
+    """Fill all that a module stores with seeded values that keep activations of order one.
+
+    So attention has peaks, and every weight, norm and table shows in the output: none keeps its default.
+    """
     generator = torch.Generator().manual_seed(seed)
-    for name, parameter in module.named_parameters():
-        noise = torch.randn(parameter.shape, generator=generator)
-        fan_in = parameter[0].numel() if parameter.ndim > 1 else 1
-        scale = 0.1 if parameter.ndim == 1 else fan_in**-0.5
-        parameter.data = noise * scale + (
-            1.0 if "norm" in name and name.endswith("weight") and parameter.ndim == 1 else 0.0
-        )
+    for name, tensor in module.state_dict().items():
+        noise = torch.randn(tensor.shape, generator=generator)
+        if "table" in name or "pos_embedding" in name:
+            tensor.copy_(0.5 * noise)
+        elif tensor.ndim > 1:
+            tensor.copy_(noise * tensor[0].numel() ** -0.5)
+        elif "norm" in name and name.endswith("weight"):
+            tensor.copy_(1.0 + 0.3 * noise)
+        else:
+            tensor.copy_(0.1 * noise)
     return module.requires_grad_(False).eval()
 
 

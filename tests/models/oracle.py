@@ -9,6 +9,7 @@ from cogvideox.core.pack import Pack, Segment, patchify, unpatchify
 from cogvideox.models.specs import TransformerSpec, VAESpec
 from cogvideox.models.transformer.model import Transformer
 from cogvideox.models.vae.autoencoder import VAE
+from tests.tiny import randomise
 
 SMALL_VAE = VAESpec(channels=(16, 32, 32, 64), blocks=2, groups=8)
 
@@ -22,35 +23,24 @@ def shapes(model: nn.Module) -> dict[str, torch.Size]:
     return {name: value.shape for name, value in model.state_dict().items()}
 
 
-def randomise(model: nn.Module, seed: int, spread: float) -> None:
-    """Weights far from their initial symmetry, so that a swapped or ignored one shows."""
-    torch.manual_seed(seed)
-    for parameter in model.parameters():
-        nn.init.normal_(parameter, std=spread)
-
-
 def vae_pair(spec: VAESpec = SMALL_VAE, seed: int = 0) -> tuple[VAE, AutoencoderKLCogVideoX]:
-    torch.manual_seed(seed)
     reference = AutoencoderKLCogVideoX(
         block_out_channels=spec.channels,
         layers_per_block=spec.blocks,
         norm_num_groups=spec.groups,
         latent_channels=spec.latent_channels,
         scaling_factor=spec.scale,
-    ).eval()
-    for name, parameter in reference.named_parameters():
-        if "norm" in name and "conv" not in name:
-            nn.init.normal_(parameter, mean=1.0 if name.endswith("weight") else 0.0, std=0.3)
+    )
+    randomise(reference, seed)
     ours = VAE(spec).eval()
     ours.load_state_dict(to_ours(diffusers_vae(spec), reference.state_dict(), shapes(ours), "vae"))
     return ours, reference
 
 
 def transformer_pair(
-    spec: TransformerSpec, policy: str = "extrapolate", seed: int = 0, spread: float = 0.1
+    spec: TransformerSpec, policy: str = "extrapolate", seed: int = 0
 ) -> tuple[Transformer, CogVideoXTransformer3DModel]:
     t, h, w = spec.base_grid
-    torch.manual_seed(seed)
     reference = CogVideoXTransformer3DModel(
         num_attention_heads=spec.heads,
         attention_head_dim=spec.head_dim,
@@ -67,8 +57,8 @@ def transformer_pair(
         max_text_seq_length=spec.text_length,
         use_rotary_positional_embeddings="rope" in spec.positions,
         use_learned_positional_embeddings="learned" in spec.positions,
-    ).eval()
-    randomise(reference, seed, spread)
+    )
+    randomise(reference, seed)
     ours = Transformer(spec, policy).eval()
     weights = to_ours(diffusers_transformer(spec), reference.state_dict(), shapes(ours), "transformer")
     ours.load_state_dict(weights)
