@@ -153,6 +153,14 @@ def test_a_video_is_repainted_by_strength(pipe):
         pipe(PROMPT, video=clip, strength=0.05, steps=10)
 
 
+def test_results_are_seen_at_their_own_speed(pipe, tmp_path):
+    fast = cogvideox.Video(frames(17), 16, torch.zeros(0), {})
+    every_second = pipe(PROMPT, video=fast.frames[::2][:5], steps=2, strength=0.5)
+    fast.save(tmp_path / "fast.png-folder")
+    for source in (fast, tmp_path / "fast.png-folder"):
+        assert equal(pipe(PROMPT, video=source, steps=2, strength=0.5), every_second)
+
+
 @pytest.mark.parametrize("like", ["5b", "1.5-5b", "5b-i2v", "1.5-5b-i2v"])
 def test_continuing_leaves_the_beginning_alone(any_pipe, like, tmp_path):
     pipe = any_pipe(like)

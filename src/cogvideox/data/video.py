@@ -143,7 +143,7 @@ def read_video(
         if fps is None or source is None:
             fps = source
         else:
-            frames = _retime(timed, fps)
+            frames = retime(timed, fps)
         if size is not None:
             frames = (cover_crop(frame, *size) for frame in frames)
         picked = list(itertools.islice(frames, limit))
@@ -179,9 +179,11 @@ def _durations_of(picture: Image.Image) -> Iterator[tuple[float, Image.Image]]:
         yield float(picture.info.get("duration", 0)) / 1000, picture
 
 
-def _retime(timed: Iterable[tuple[float, Frames]], fps: float) -> Iterator[Frames]:
-    """The frame seen at each multiple of 1/fps, counted from the first frame; works for varying frame rates
-    too."""
+def retime(timed: Iterable[tuple[float, Frames]], fps: float) -> Iterator[Frames]:
+    """Of (time in seconds, frame) pairs, the frame seen at each multiple of 1/fps, counted from the first one.
+
+    Works for varying frame rates too.
+    """
     start, count, gap = 0.0, 0, 1 / fps
     shown: tuple[float, Frames] | None = None
     for time, frame in timed:

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from torch import Tensor
 from cogvideox.core.errors import InputError
 from cogvideox.core.files import atomic_path
 from cogvideox.core.shapes import PIXELS_PER_LATENT, pixel_frames
-from cogvideox.data.video import Frames, Info, cover_crop, is_picture, probe, read_image, read_video
+from cogvideox.data.video import Frames, Info, cover_crop, is_picture, probe, read_image, read_video, retime
 from cogvideox.generation.request import Given, Request
 from cogvideox.models.specs import ModelSpec
 from cogvideox.models.vae.autoencoder import VAE
@@ -39,13 +40,14 @@ class Media:
     def of(cls, value: Any, fps: float | None = None) -> Media:
         """From a path, a PIL image, a list of them, uint8 frames (H, W, 3) or (T, H, W, 3), or a result.
 
+        `fps` of frames in memory, if it is known: they are shown at their own speed then, like files.
         InputError for anything else. Files are only looked at, not read.
         """
         if isinstance(value, (str, Path)):
             return cls(probe(value), Path(value))
         frames = _frames(getattr(value, "frames", value))
         count, height, width = frames.shape[:3]
-        return cls(Info(count, height, width, fps), frames)
+        return cls(Info(count, height, width, fps if count > 1 else None), frames)
 
     def image(self, height: int, width: int) -> Frames:
         """The first frame, (height, width, 3), fitted by `cover_crop`."""
@@ -58,11 +60,13 @@ class Media:
 
     def clip(self, frames: int, fps: float, height: int, width: int, *, last: bool = False) -> Frames:
         """The first or last frames at `fps`, (frames, height, width, 3), fitted by `cover_crop`."""
+        limit = None if last else frames
         if isinstance(self.source, Path):
-            limit = None if last else frames
             everything = read_video(self.source, fps=fps, limit=limit, size=(height, width)).frames
         else:
-            everything = np.stack([cover_crop(frame, height, width) for frame in self.source])
+            rate = self.info.fps or fps
+            seen = retime(((index / rate, frame) for index, frame in enumerate(self.source)), fps)
+            everything = np.stack([cover_crop(frame, height, width) for frame in islice(seen, limit)])
         if len(everything) < frames:
             raise InputError(f"the clip has {len(everything)} frames at {fps:g} per second, not {frames}")
         return everything[-frames:] if last else everything[:frames]
