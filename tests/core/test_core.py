@@ -6,7 +6,9 @@ import signal
 import subprocess
 import sys
 import time
+from unittest.mock import Mock
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -37,6 +39,12 @@ def test_numbers_are_standard_normal_and_stay_the_same_across_versions():
     assert torch.allclose(rng.normal((3,), 0, "a"), expected, atol=1e-6)
 
 
+def test_integers_of_any_type_are_the_same_key():
+    assert torch.equal(rng.normal((3,), np.int64(3), "a"), rng.normal((3,), 3, "a"))
+    with pytest.raises(TypeError):
+        rng.normal((3,), 0.5)
+
+
 def test_a_key_is_needed():
     with pytest.raises(ValueError, match="key"):
         rng.generator()
@@ -65,6 +73,18 @@ def test_atomic_path_replaces_folders_whole(tmp_path):
         partial.mkdir()
         (partial / "new").touch()
     assert [p.name for p in target.iterdir()] == ["new"]
+    assert list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+def test_atomic_path_restores_the_old_folder_when_the_last_step_fails(tmp_path, monkeypatch, error):
+    target = tmp_path / "folder"
+    target.mkdir()
+    (target / "old").touch()
+    monkeypatch.setattr(os, "replace", Mock(side_effect=error))
+    with pytest.raises(error), files.atomic_path(target) as partial:
+        partial.mkdir()
+    assert [p.name for p in target.iterdir()] == ["old"]
     assert list(tmp_path.iterdir()) == [target]
 
 
@@ -150,3 +170,14 @@ def test_devices_and_dtypes():
             device.pick_device(name)
     with pytest.raises(InputError, match="bfloat16"):
         device.pick_dtype("bfloat61", cpu)
+
+
+def test_out_of_memory_is_recognised_however_torch_says_it():
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**58)
+    assert device.out_of_memory(caught.value)
+    assert device.out_of_memory(MemoryError())
+    assert device.out_of_memory(RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)"))
+    assert device.out_of_memory(RuntimeError("DefaultCPUAllocator: not enough memory"))  # on Windows
+    assert not device.out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    assert not device.out_of_memory(ValueError("out of memory"))

@@ -116,8 +116,12 @@ def describe(device: torch.device) -> str:
     return device.type
 
 
+# How torch says so on Linux and Windows hosts and on accelerators: not always by the type of the error.
+_NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
+
+
 def out_of_memory(error: BaseException) -> bool:
     """Whether `error` says that a device (or the host) ran out of memory."""
     if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
         return True
-    return isinstance(error, RuntimeError) and "not enough memory" in str(error).lower()
+    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _NO_MEMORY)

@@ -20,13 +20,15 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     holder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    partial = holder / path.name
+    partial, replaced = holder / path.name, holder / f"{path.name}.replaced"
     try:
         yield partial
         if path.is_dir() and partial.is_dir():
-            path.rename(holder / "replaced")
+            path.rename(replaced)  # no system call replaces a folder that is not empty
         os.replace(partial, path)
     finally:
+        if replaced.exists() and not path.exists():
+            replaced.rename(path)
         shutil.rmtree(holder, ignore_errors=True)
 
 

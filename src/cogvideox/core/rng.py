@@ -1,14 +1,15 @@
 """Keyed randomness: every random number is a pure function of a key, never of what ran before.
 
-A key is a seed followed by any number of names or integers, for example `(seed, "noise", sample_id)`. Keys are
-hashed to 128 bits that key a counter-based generator (Philox 4x64), so different keys give independent streams,
-and the same key gives the same numbers alone, in a batch, in any order and on any number of ranks.
+A key is a seed followed by any number of names or integers, for example `(seed, "noise", sample_id)`. Keys
+are hashed to 128 bits that key a counter-based generator (Philox 4x64), so different keys give independent
+streams, and the same key gives the same numbers alone, in a batch, in any order and on any number of ranks.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from operator import index
 
 import numpy as np
 import torch
@@ -18,8 +19,8 @@ Key = int | str
 
 
 def _digest(key: Sequence[Key]) -> int:
-    """128-bit hash of a key; the type of each part counts, so 1 and "1" differ."""
-    text = "\x1f".join(f"{type(part).__name__}:{part}" for part in key)
+    """128-bit hash of a key: 1 and "1" differ, 1 and numpy's 1 do not. TypeError for other kinds of parts."""
+    text = "\x1f".join(f"str:{part}" if isinstance(part, str) else f"int:{index(part)}" for part in key)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=16).digest(), "little")
 
 

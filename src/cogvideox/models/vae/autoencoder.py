@@ -142,7 +142,7 @@ class VAE(nn.Module):
     def decode_chunk(
         self, latents_BCTHW: Tensor, cache: Cache | None = None, *, lead: bool = True
     ) -> tuple[Tensor, Cache]:
-        """One chunk of *unscaled* latents -> (frames, cache of the next chunk). `cache` None starts a clip."""
+        """One chunk of *unscaled* latents -> (frames, cache for the next). `cache` None starts a clip."""
         carry = Carry(cache, lead)
         return self.decoder(_channels_last(latents_BCTHW), carry), carry.cache
 
