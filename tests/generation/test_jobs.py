@@ -16,6 +16,21 @@ def test_text_files_hold_a_prompt_a_line(tmp_path):
     assert jobs.read_prompts(file) == [{"prompt": "a dog"}, {"prompt": "ein Bär"}]
 
 
+def test_prompt_files_of_other_systems(tmp_path):
+    (tmp_path / "p.txt").write_text("\ufeffa dog\r\na cat\r\n", encoding="utf-8")
+    assert jobs.read_prompts(tmp_path / "p.txt") == [{"prompt": "a dog"}, {"prompt": "a cat"}]
+    (tmp_path / "p.JSONL").write_text('\ufeff{"prompt": "a dog", "seed": 7}\n', encoding="utf-8")
+    assert jobs.read_prompts(tmp_path / "p.JSONL") == [{"prompt": "a dog", "seed": 7}]
+
+
+def test_a_row_replaces_the_rivals_of_its_settings():
+    base = {"seconds": 2.0, "aspect": "1:1", "video": "v.mp4"}
+    row = {"prompt": "a", "frames": 9, "height": 32, "image": "i.png"}
+    assert jobs.expand(base, [row], 1)[0] == Request.parse(row)
+    with pytest.raises(InputError, match="not both"):
+        jobs.expand({}, [{"prompt": "a", "frames": 9, "seconds": 1}], 1)
+
+
 def test_jsonl_rows_override_the_options(tmp_path):
     file = tmp_path / "prompts.jsonl"
     file.write_text('{"prompt": "a dog", "seed": 7}\n{"prompt": "a cat", "steps": 3}\n')
@@ -67,6 +82,18 @@ def test_places(tmp_path, monkeypatch):
     assert jobs.place(dogs[:1], tmp_path / "x.png-folder")[0].output.name == "x.png-folder"
 
 
+@pytest.mark.parametrize("word", ["狗" * 300, "dog" * 300, "é" * 99 + " 狗狗", "...", ""])
+def test_names_of_any_prompt_are_short_and_tell_seeds_apart(tmp_path, word):
+    dogs = [Request(prompt=word, seed=-k) for k in (1, 2)]
+    names = [job.output.name for job in jobs.place(dogs, tmp_path)]
+    assert all(name.endswith(f"{dog.seed}.mp4".lstrip("-")) for name, dog in zip(names, dogs, strict=True))
+    for name in names:
+        assert len(name.encode()) < 130
+        name.encode().decode()
+        (tmp_path / f".{name}.12345678").touch()
+    assert jobs.name_of(Request(prompt="a dog", seed=2**64 - 1)) == "a-dog-18446744073709551615"
+
+
 @pytest.mark.parametrize(
     ("output", "word"),
     [
@@ -103,13 +130,26 @@ def test_overrides_replace_their_rivals():
         "aspect": "1:1",
     }
     assert jobs.override(old, {"height": 96, "width": 96})["height"] == 96
+    assert jobs.override({"prompt": "a", "image": "i.png"}, {"video": "v.mp4"}) == {
+        "prompt": "a",
+        "video": "v.mp4",
+    }
 
 
 def test_what_came_from_python_cannot_be_repeated():
     with pytest.raises(InputError, match="generator and latents given in Python"):
         jobs.repeatable({"unrepeatable": ["generator", "latents"], "request": {}}, "x.mp4", {})
     record = {"unrepeatable": ["image"], "request": {"prompt": "a"}}
-    assert jobs.repeatable(record, "x.mp4", {"image": "i.png"}) == {"prompt": "a"}
+    for given in ({"image": "i.png"}, {"extend": "x.safetensors"}):
+        assert jobs.repeatable(record, "x.mp4", given) == {"prompt": "a"}
+
+
+def test_inputs_that_are_not_used_any_more_may_have_changed():
+    record = {"inputs": {"image": "1"}, "request": {"prompt": "a", "image": "i.png"}}
+    jobs.check_inputs(record, {"video": "2"}, {"video": "v.mp4"})
+    jobs.check_inputs(record, {"image": "2"}, {"image": "j.png"})
+    with pytest.raises(InputError, match=r"image i\.png has changed"):
+        jobs.check_inputs(record, {"image": "2"}, {})
 
 
 def test_records_are_json(pipe):

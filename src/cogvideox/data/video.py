@@ -180,7 +180,7 @@ def _durations_of(picture: Image.Image) -> Iterator[tuple[float, Image.Image]]:
 
 
 def retime(timed: Iterable[tuple[float, Frames]], fps: float) -> Iterator[Frames]:
-    """Of (time in seconds, frame) pairs, the frame seen at each multiple of 1/fps, counted from the first one.
+    """Of (time in seconds, frame) pairs, the frame seen at each multiple of 1/fps, from the first one on.
 
     Works for varying frame rates too.
     """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,16 @@ from cogvideox.generation.request import Request
 from cogvideox.generation.result import check_output
 
 Values = dict[str, Any]
+_RIVALS = {
+    "seconds": ("frames",),
+    "frames": ("seconds",),
+    "aspect": ("height", "width"),
+    "height": ("aspect",),
+    "width": ("aspect",),
+    "image": ("video", "extend"),
+    "video": ("image", "extend"),
+    "extend": ("image", "video"),
+}
 
 
 @dataclass(frozen=True)
@@ -32,7 +42,7 @@ def expand(base: Values, rows: Sequence[Values], count: int) -> list[Request]:
         raise InputError(f"count must be at least 1, not {count}")
     requests = []
     for row in rows:
-        first = Request.parse({**base, **row})
+        first = Request.parse(override(base, row))
         if not first.prompt.strip():
             raise InputError("the prompt is empty")
         requests += [Request.parse(first.model_dump() | {"seed": first.seed + k}) for k in range(count)]
@@ -50,10 +60,13 @@ def rows(base: Values, prompts: Path | None) -> list[Values]:
 
 
 def read_prompts(path: str | Path) -> list[Values]:
-    """Rows of a prompts file: JSONL objects with a request's fields, or one prompt a line (`#` comments)."""
+    """Rows of a prompts file: JSONL objects with a request's fields, or one prompt a line (`#` comments).
+
+    UTF-8, with or without a byte order mark.
+    """
     path = Path(path)
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not a text file"
         raise InputError(f"cannot read the prompts file {path}: {reason}") from None
@@ -61,7 +74,7 @@ def read_prompts(path: str | Path) -> list[Values]:
     for number, line in enumerate(lines, 1):
         if not line or line.startswith("#"):
             continue
-        if path.suffix != ".jsonl":
+        if path.suffix.lower() != ".jsonl":
             found.append({"prompt": line})
             continue
         try:
@@ -109,9 +122,9 @@ def place(requests: Sequence[Request], output: Path | None) -> list[Job]:
 
 
 def name_of(request: Request) -> str:
-    """A file name that tells the request: its first words and the seed."""
-    words = re.findall(r"\w+", request.prompt.lower())[:6]
-    return "-".join([*words, str(request.seed)])[:80] or str(request.seed)
+    """A file name that tells the request: its first words, as far as they fit in 100 bytes, and the seed."""
+    words = "-".join(re.findall(r"\w+", request.prompt.lower())[:6])
+    return f"{words.encode()[:100].decode(errors='ignore')}-{request.seed}".strip("-")
 
 
 # ------------------------------------------------------------------------------------------------ repeating
@@ -132,7 +145,8 @@ def repeatable(record: Values, path: str | Path, given: Mapping[str, Any]) -> Va
     """The request of a record as plain values. InputError when it came with tensors, which no file keeps,
     unless files are `given` in their place.
     """
-    if missing := [name for name in record.get("unrepeatable", []) if name not in given]:
+    replaced = {*given, *_rivals(given)}
+    if missing := [name for name in record.get("unrepeatable", []) if name not in replaced]:
         raise InputError(
             f"{path} was made with {' and '.join(missing)} given in Python: no file can repeat that"
         )
@@ -140,17 +154,25 @@ def repeatable(record: Values, path: str | Path, given: Mapping[str, Any]) -> Va
 
 
 def override(request: Values, given: Values) -> Values:
-    """`request` with what is given now; a new length or size takes the place of the old one in any form."""
-    rivals = {"seconds": ["frames"], "frames": ["seconds"], "aspect": ["height", "width"]}
-    rivals |= {"height": ["aspect"], "width": ["aspect"]}
-    dropped = {rival for name in given for rival in rivals.get(name, [])} - set(given)
+    """`request` with what is given now; a new length, size or input takes the place of the old one in any
+    form.
+    """
+    dropped = _rivals(given)
     return {name: value for name, value in request.items() if name not in dropped} | given
 
 
+def _rivals(given: Iterable[str]) -> set[str]:
+    """The settings that cannot stand beside those that are given."""
+    found = {rival for name in given for rival in _RIVALS.get(name, ())}
+    return found - set(given)
+
+
 def check_inputs(record: Mapping[str, Any], digests: Mapping[str, str], given: Mapping[str, Any]) -> None:
-    """InputError when a file that a recorded request used has changed since; those given anew may differ."""
+    """InputError when a file that a recorded request used has changed since; those given anew may differ, and
+    those that are not used any more are no matter.
+    """
     for name, digest in record.get("inputs", {}).items():
-        if name not in given and digests.get(name) != digest:
+        if name not in given and digests.get(name, digest) != digest:
             raise InputError(
                 f"the {name} {record['request'].get(name)} has changed since; give it again to accept"
             )
