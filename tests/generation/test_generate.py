@@ -14,7 +14,7 @@ from cogvideox.data.video import write_image, write_video
 from cogvideox.generation.generate import Place
 from cogvideox.generation.media import encode
 from cogvideox.generation.watch import Watch
-from tests.tiny import prompt, tiny_folder
+from tests.tiny import prompt, tiny_folder, tiny_model
 
 PROMPT = "a red dog runs"
 
@@ -312,6 +312,34 @@ def test_adapters_change_the_video_by_their_weight(folder, pipe, tmp_path):
     assert equal(videos[0.0], pipe(PROMPT))  # and pipelines do not share weights
     assert not equal(videos[0.5], videos[0.0])
     assert not equal(videos[0.5], videos[1.0])
+
+
+def test_records_hold_in_any_working_folder(folder, tmp_path, monkeypatch):
+    from pathlib import Path
+
+    from cogvideox.generation import load
+
+    (tmp_path / "model").symlink_to(folder)
+    write_image(tmp_path / "i.png", frames(1)[0])
+    monkeypatch.chdir(tmp_path)
+    made = cogvideox.load("model", dtype="fp32", device="cpu")(PROMPT, video="i.png", steps=2).metadata
+    assert made["model"]["source"] == str(tmp_path / "model")
+    assert made["request"]["video"] == str(tmp_path / "i.png")
+    assert load.lasting("i.png") == str(tmp_path / "i.png")  # as adapters are recorded
+    assert [load.lasting(name) for name in ("mini", "5b", "owner/name")] == ["mini", "5b", "owner/name"]
+    Path("mini").mkdir()
+    assert load.lasting("mini") == "mini"  # always the packaged model
+
+
+def test_records_hold_the_revision(folder, monkeypatch):
+    from cogvideox.generation import load
+
+    asked = []
+    monkeypatch.setattr(load, "load_model", lambda *a, revision, **k: asked.append(revision) or tiny_model())
+    monkeypatch.setattr(load, "resolve", lambda source, revision: asked.append(revision) or folder)
+    pipe = cogvideox.load("owner/name", dtype="fp32", device="cpu", revision="v2")
+    assert asked == ["v2", "v2"]
+    assert pipe(PROMPT, steps=1).metadata["model"]["revision"] == "v2"
 
 
 @pytest.mark.parametrize(

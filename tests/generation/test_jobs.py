@@ -7,7 +7,7 @@ import pytest
 from cogvideox.core.errors import InputError
 from cogvideox.generation import jobs
 from cogvideox.generation.request import Request
-from cogvideox.generation.session import adapter
+from cogvideox.generation.session import Session, adapter
 
 
 def test_text_files_hold_a_prompt_a_line(tmp_path):
@@ -155,6 +155,19 @@ def test_inputs_that_are_not_used_any_more_may_have_changed():
 def test_records_are_json(pipe):
     metadata = pipe("a dog").metadata
     assert json.loads(json.dumps(metadata)) == metadata
+
+
+def test_a_record_says_how_to_load_unless_told_otherwise():
+    given = dict.fromkeys(("model", "revision", "dtype", "device", "compat", "lora"))
+    record = {"model": {"source": "owner/name", "revision": "v2", "dtype": "float32", "lora": [["/a", 0.5]]}}
+
+    def loading(**now):
+        made = Session.of(given | now, record, "auto").loading
+        return made["source"], made["revision"], made["dtype"], made["lora"]
+
+    assert loading() == ("owner/name", "v2", "float32", [("/a", 0.5)])
+    assert loading(model="other/one", lora=["b:2"]) == ("other/one", None, "float32", [("b", 2.0)])
+    assert loading(revision="v3")[:2] == ("owner/name", "v3")
 
 
 def test_adapters_have_weights():

@@ -29,6 +29,7 @@ NAMES = (
     ),
     *("aspect", "steps", "guidance", "dynamic_guidance", "sampler", "seed"),
 )
+LOADING = ("model", "revision", "dtype", "device", "compat", "lora")
 
 Text = Annotated[str | None, typer.Argument(metavar="PROMPT", help="What is to be seen.", show_default=False)]
 Str = str | None
@@ -44,6 +45,7 @@ def _option(panel: str, text: str, *names: str) -> Any:
 def generate(
     prompt: Text = None,
     model: Annotated[Str, _option("Model", "mini, 2b, 5b, ..., a folder or a hub id.")] = None,
+    revision: Annotated[Str, _option("Model", "Version of the hub's model.")] = None,
     output: Annotated[
         Path | None,
         _option(
@@ -93,7 +95,7 @@ def generate(
     record = {} if repeat is None else jobs.recorded(repeat)
     base = jobs.override(jobs.repeatable(record, repeat, given) if repeat else {}, given)
     todo = jobs.place(jobs.expand(base, jobs.rows(base, prompts), count), output)
-    loading = {name: options[name] for name in ("model", "dtype", "device", "compat", "lora")}
+    loading = {name: options[name] for name in LOADING}
     session = Session.of(loading, record, offload)
     planned = session.plan(todo, accepted=given)
     _show(session, planned, watch, as_json and dry_run)

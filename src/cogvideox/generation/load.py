@@ -52,7 +52,7 @@ def load(
     parts_wait = must_wait(spec, weights, target, offload)
     accelerator = target.type != "cpu"
     model = load_model(
-        source,
+        lasting(source),
         dtype=precision,
         device=None if parts_wait or not accelerator else target,
         revision=revision,
@@ -67,8 +67,15 @@ def load(
         Place(target, precision, offload=parts_wait and accelerator),
         compat,
         release_text=parts_wait and not accelerator,
-        adapters=tuple((str(file), weight) for file, weight in pairs),
+        adapters=tuple((lasting(file), weight) for file, weight in pairs),
+        revision=revision,
     )
+
+
+def lasting(source: str | Path) -> str:
+    """The name of a model or adapter that holds in any working folder: paths become absolute, names stay."""
+    path = Path(source).expanduser()
+    return str(path.absolute()) if path.exists() and str(source) != "mini" else str(source)
 
 
 def survey(source: str | Path, dtype: torch.dtype, revision: str | None = None) -> tuple[ModelSpec, Weights]:

@@ -30,7 +30,7 @@ from cogvideox.generation.generate import Place, generate
 from cogvideox.generation.media import Inputs, Latents, Media, as_latents, previous
 from cogvideox.generation.noise import GeneratorNoise, KeyedNoise, Noise
 from cogvideox.generation.plan import Plan, Weights, check, make_plan
-from cogvideox.generation.request import Compat, Request, Settings, decide
+from cogvideox.generation.request import IN_MEMORY, Compat, Request, Settings, decide
 from cogvideox.generation.result import Video
 from cogvideox.generation.watch import Watch
 from cogvideox.models.specs import ModelSpec
@@ -39,7 +39,6 @@ from cogvideox.models.transformer.model import Transformer
 from cogvideox.models.vae.autoencoder import VAE
 
 R = TypeVar("R")
-_MEMORY = "(in memory)"
 Generators = torch.Generator | Sequence[torch.Generator]
 
 
@@ -64,6 +63,8 @@ class Pipeline:
     """Free the text encoder once prompts are encoded: saves memory, and new prompts need a new pipeline."""
     adapters: tuple[tuple[str, float], ...] = field(default=())
     """LoRA files merged into the model, with their weights."""
+    revision: str | None = None
+    """Version of the hub's repository that was asked for."""
 
     def __repr__(self) -> str:
         return f"Pipeline({self.spec.name} on {self.place.device} in {self.place.dtype})"
@@ -243,7 +244,7 @@ class Pipeline:
         self, request: Request, settings: Settings, inputs: Inputs, noise: Noise | None
     ) -> dict[str, Any]:
         """What is needed to repeat a request and to know what it was carried out with."""
-        own = {name: getattr(request, name) == _MEMORY for name in ("image", "video", "extend")} | {
+        own = {name: getattr(request, name) == IN_MEMORY for name in ("image", "video", "extend")} | {
             "generator": noise is not None,
             "latents": inputs.start_CTHW is not None,
             "prompt_embeds": inputs.cond_LC is not None,
@@ -257,6 +258,7 @@ class Pipeline:
             "model": {
                 "name": self.spec.name,
                 "source": self.model.source,
+                "revision": self.revision,
                 "fingerprint": self.model.fingerprint,
                 "dtype": str(self.place.dtype).removeprefix("torch."),
                 "device": self.place.device.type,
@@ -295,4 +297,4 @@ def _name(value: Any) -> str | None:
     """How a request's record calls an input: by its path, if it has one."""
     if value is None:
         return None
-    return str(value) if isinstance(value, (str, Path)) else _MEMORY
+    return str(value) if isinstance(value, (str, Path)) else IN_MEMORY

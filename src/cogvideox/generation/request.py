@@ -10,9 +10,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from cogvideox.core.errors import InputError, nearest
 from cogvideox.core.shapes import ClipShape, latent_frames, pixel_frames, plan_shape
@@ -25,6 +26,8 @@ from cogvideox.models.specs import ModelSpec
 Task = Literal["text", "image", "video", "extend"]
 Compat = Literal["diffusers"]
 SEEDS = (-(2**63), 2**64 - 1)  # what torch's generators take
+IN_MEMORY = "(in memory)"
+"""Stands for the path of an input that is no file."""
 
 
 class Request(BaseModel):
@@ -36,7 +39,7 @@ class Request(BaseModel):
     negative: str = ""
     """What to stay away from; empty: the model's unconditional text."""
     image: str | None = None
-    """File of the first frame."""
+    """File of the first frame. Paths become absolute."""
     video: str | None = None
     """File of the clip to repaint."""
     strength: float = Field(0.8, gt=0, le=1)
@@ -60,6 +63,12 @@ class Request(BaseModel):
     """How the scale changes over the steps, a mode of `diffusion.guidance`."""
     sampler: str | None = None
     seed: int = Field(0, ge=SEEDS[0], le=SEEDS[1])
+
+    @field_validator("image", "video", "extend")
+    @classmethod
+    def _absolute(cls, path: str | None) -> str | None:
+        """A record must mean the same files in any working folder."""
+        return path if path in (None, IN_MEMORY) else str(Path(str(path)).absolute())
 
     @classmethod
     def parse(cls, values: Mapping[str, Any]) -> Self:

@@ -60,9 +60,11 @@ class Session:
         """From what is `given` now, else what is in `record`, else the defaults. None means not given."""
         known = record.get("model", {})
         lora = given["lora"]
+        same_model = given["model"] is None
         found = {name: given[name] or known.get(name) for name in ("dtype", "device", "compat")}
         found |= {
-            "source": given["model"] or known.get("source", "mini"),
+            "source": known.get("source", "mini") if same_model else given["model"],
+            "revision": given["revision"] or (known.get("revision") if same_model else None),
             "lora": [tuple(p) for p in known.get("lora", [])] if lora is None else [adapter(x) for x in lora],
             "offload": offload,
         }
@@ -79,7 +81,7 @@ class Session:
     @cached_property
     def model(self) -> tuple[ModelSpec, Weights]:
         """Spec and size of the model, which is not loaded for that."""
-        return survey(self.loading["source"], self.dtype)
+        return survey(self.loading["source"], self.dtype, self.loading["revision"])
 
     def plan(self, jobs: Sequence[Job], accepted: Mapping[str, Any]) -> list[Planned]:
         """Plan all jobs. InputError if any of them is illegal or does not fit.
