@@ -282,6 +282,13 @@ def test_releasing_the_text_encoder_changes_nothing(folder, pipe):
     assert released.text_encoder.model.device.type == "meta"
 
 
+def test_a_released_text_encoder_knows_long_lists_of_prompts(folder):
+    released = cogvideox.load(folder, dtype="fp32", device="cpu", offload="cpu")
+    prompts = [prompt(5, seed) for seed in range(70)]  # more than a cache holds by itself
+    small = {"frames": 1, "height": 32, "width": 32, "steps": 1, "output": "latents"}
+    assert len(released(prompts, **small)) == 70
+
+
 def test_parts_take_turns_on_the_device():
     moves = []
 

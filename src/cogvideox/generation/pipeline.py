@@ -143,8 +143,7 @@ class Pipeline:
             start_CTHW=None if latents is None else as_latents(latents),
         )
         noises = self._noises(generator, len(prompts))
-        if self.release_text:
-            self.text_encoder.encode([*prompts, negative])
+        self.embed_ahead([*prompts, negative])
         results = []
         for text, cond, uncond, noise in zip(prompts, conds, unconds, noises, strict=True):
             one = Request.parse(request.model_dump() | {"prompt": text})
@@ -166,6 +165,17 @@ class Pipeline:
             error.latents = latents  # type: ignore[attr-defined]
             raise
         return Video(frames, made.fps, latents, made.metadata)
+
+    def embed_ahead(self, texts: Sequence[str]) -> None:
+        """Embed all texts of a batch and keep them, if the encoder is freed after the first clip."""
+        if not self.release_text:
+            return
+        cache = self.text_encoder.cache
+        cache.capacity = max(cache.capacity, len(cache) + len(texts))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # each clip says itself what its prompt lost
+            for text in texts:
+                self.text_encoder.encode([text])
 
     def prepare(self, request: Request, inputs: Inputs) -> tuple[Settings, Plan]:
         """Decide and plan. InputError when the request is illegal or does not fit the free memory."""

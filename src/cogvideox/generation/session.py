@@ -124,9 +124,8 @@ class Session:
         pipe = load(**{**self.loading, "offload": "cpu" if waits else self.loading["offload"]})
         if self.record and self.record["model"].get("fingerprint") != pipe.model.fingerprint:
             watch.note("the model has other weights than the one that made the file: frames will differ")
-        if pipe.release_text:
-            requests = [one.job.request for one in planned]
-            pipe.text_encoder.encode([text for r in requests for text in (r.prompt, r.negative)])
+        requests = [one.job.request for one in planned]
+        pipe.embed_ahead([text for r in requests for text in (r.prompt, r.negative)])
         return pipe
 
 
