@@ -1,5 +1,6 @@
 """Video files: exact size, rate and number of frames, metadata, atomic writing, readable errors."""
 
+import os
 from fractions import Fraction
 
 import av
@@ -120,19 +121,35 @@ def test_an_older_file_stays_until_the_new_one_is_whole(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["clip.png-folder"]
 
 
-def test_targets_are_checked_before_the_first_frame(tmp_path):
+def test_targets_are_checked_before_the_first_frame(tmp_path, monkeypatch):
     def never():
         raise AssertionError
         yield
 
-    for path, word in ((tmp_path / "clip.avi", "suffix"), (tmp_path / "none" / "clip.mp4", "does not exist")):
+    (tmp_path / "file.png-folder").touch()
+    (tmp_path / "folder.mp4").mkdir()
+    before = sorted(tmp_path.iterdir())
+    for name, word in (
+        ("clip.avi", "suffix"),
+        ("none/clip.mp4", "does not exist"),
+        ("file.png-folder/clip.mp4", "does not exist"),
+        ("file.png-folder", "there is a file of that name"),
+        ("folder.mp4", "there is a folder of that name"),
+        (f"{'a' * 300}.mp4", "longer than 200 bytes"),
+    ):
+        path = tmp_path / name
         with pytest.raises(InputError, match=word):
             write_video(path, never(), 8)
         with pytest.raises(InputError, match=word):
             check_target(path)
     with pytest.raises(InputError, match="one frame"):
         write_video(tmp_path / "clip.png", [noise(2, 16, 16)], 8)
-    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(InputError, match="one frame of 2"):
+        check_target(tmp_path / "clip.png", frames=2)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # a superuser may write anywhere
+    with pytest.raises(InputError, match="cannot be written to"):
+        check_target(tmp_path / "clip.mp4")
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_retiming_shows_what_was_on_screen(tmp_path):

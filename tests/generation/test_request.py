@@ -169,6 +169,23 @@ def test_a_continuation_must_be_longer_and_keeps_the_size_of_latents():
         decide(parse(extend="x.safetensors", height=64), tiny_spec(), latents)
 
 
+def test_a_clip_that_is_too_short_is_announced():
+    def notes(**values):
+        return decide(parse(video="x.mp4", **values), SPECS["5b"], Given(Info(12, 480, 720, 8))).notes
+
+    assert notes(frames=49) == ("the clip has 9 frames at 8 per second: that many are made, not 49",)
+    assert "not 16" in notes(seconds=2)[0]
+    assert notes() == notes(frames=9) == ()
+
+
+def test_one_frame_from_an_image_would_be_the_image():
+    picture = Given(Info(1, 480, 720, None))
+    for frames in (1, 3):
+        with pytest.raises(InputError, match="the image itself"):
+            decide(parse(image="x.png", frames=frames), replace(SPECS["5b"], first_frame=True), picture)
+    assert decide(parse(image="x.png", frames=1), SPECS["5b-i2v"], picture).shape.frames == 1
+
+
 def test_latents_keep_their_rate():
     latents = Given(Info(17, 32, 48, 12), fixed=True)
     made = decide(parse(extend="x.safetensors", frames=33), tiny_spec(), latents)

@@ -98,8 +98,10 @@ def generate(
     loading = {name: options[name] for name in LOADING}
     session = Session.of(loading, record, offload)
     planned = session.plan(todo, accepted=given)
-    _show(session, planned, watch, as_json and dry_run)
-    if not dry_run:
+    _show(session, planned, watch)
+    if dry_run:
+        _foretell(planned, watch, as_json)
+    else:
         watch.seconds["start"] = time.monotonic() - began
         _make(session, planned, watch, preview, as_json)
 
@@ -116,15 +118,20 @@ def _size(size: str | None) -> tuple[int | None, int | None]:
     return int(height), int(width)
 
 
-def _show(session: Session, planned: list[Planned], watch: ConsoleWatch, as_json: bool) -> None:
-    """The plan of the first video (the others differ in words and seeds), or all of them as JSON."""
+def _show(session: Session, planned: list[Planned], watch: ConsoleWatch) -> None:
+    """The plan of the first video; the others differ in words and seeds."""
     from cogvideox.generation.console import plan_lines
 
-    first = planned[0]
-    for line in plan_lines(session, first):
+    for line in plan_lines(session, planned[0]):
         watch.console.print(line)
     if len(planned) > 1:
         watch.console.print(f"{len(planned)} videos")
+
+
+def _foretell(planned: list[Planned], watch: ConsoleWatch, as_json: bool) -> None:
+    """What making the videos would say, each note once; the whole plans as JSON."""
+    for note in dict.fromkeys(note for one in planned for note in one.settings.notes):
+        watch.note(note)
     for one in planned if as_json else ():
         typer.echo(json.dumps(one.facts()))
 

@@ -55,6 +55,8 @@ def main() -> None:
         status = _fail("stopped; nothing unfinished is left behind", 130)
     except BrokenPipeError:
         status = 1
+    except OSError as error:  # a full disk, a drive that went away
+        status = _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error), 1)
     except Exception as error:
         # Errors of usage carry their message this way in every release of typer; others are faults of the
         # program.

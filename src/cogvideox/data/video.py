@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -29,6 +30,7 @@ Size = tuple[int, int]
 Writer = Callable[[Path, Iterator[Frames], float, str], int]
 
 KEY = "cogvideox"  # name of the PNG text chunk
+LONGEST_NAME = 200  # bytes; the files beside a result that is being made have longer names
 _EXIF_DESCRIPTION, _EXIF_ORIENTATION = 0x010E, 0x0112
 _BT601, _BT709, _LIMITED = 6, 1, 1  # codes of H.273
 _UNREADABLE = (
@@ -266,15 +268,29 @@ def write_video(
         return writer(partial, (frame for chunk in chunks for frame in chunk), fps, text)
 
 
-def check_target(path: str | Path) -> str:
-    """The suffix of a file that can be written there. InputError for unknown suffixes and missing folders."""
+def check_target(path: str | Path, frames: int = 1) -> str:
+    """The suffix of a file that can be written there and holds so many frames. InputError: there is none."""
     path = Path(path)
     suffix = path.suffix.lower()
     if suffix not in WRITERS:
         raise InputError(f"cannot write {path.name!r}: its suffix is none of {', '.join(WRITERS)}")
-    if not path.absolute().parent.is_dir():
-        raise InputError(f"the output folder {path.parent} does not exist")
+    if suffix == ".png" and frames > 1:
+        raise InputError(f"{path.name} would hold one frame of {frames}; use .png-folder, or a video file")
+    check_place(path, folder=suffix == ".png-folder")
     return suffix
+
+
+def check_place(path: Path, *, folder: bool = False) -> None:
+    """InputError unless a file (or a `folder`) can be put there, in place of what may be there already."""
+    parent = path.absolute().parent
+    if not parent.is_dir():
+        raise InputError(f"the output folder {path.parent} does not exist")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise InputError(f"the output folder {path.parent} cannot be written to")
+    if len(os.fsencode(path.name)) > LONGEST_NAME:
+        raise InputError(f"the file name {path.name[:20]}... is longer than {LONGEST_NAME} bytes")
+    if path.exists() and path.is_dir() != folder:
+        raise InputError(f"cannot write {path}: there is a {'file' if folder else 'folder'} of that name")
 
 
 def _write_stream(codec: str, options: dict[str, str]) -> Writer:

@@ -174,6 +174,8 @@ def decide(
     height, width = _size(request, spec, given, compat)
     frames, windows = _length(request, spec, task, fps, given)
     shape = plan_shape(spec.transformer.patch, frames, height, width)
+    if task == "image" and shape.frames == 1 and not spec.image_conditioned:
+        raise InputError("one frame would be the image itself: ask for 5 or more")
     steps = request.steps or spec.steps
     sampling_timesteps(steps)
     return Settings(
@@ -189,7 +191,7 @@ def decide(
         dynamic=request.dynamic_guidance or ("constant" if compat else spec.dynamic_guidance),
         negative=request.negative,
         seed=request.seed,
-        notes=_notes(shape, spec, fps, windows),
+        notes=_notes(shape, spec, fps, windows) + _shortage(request, task, fps, given),
     )
 
 
@@ -243,9 +245,7 @@ def _length(
     request: Request, spec: ModelSpec, task: Task, fps: float, given: Given | None
 ) -> tuple[int, tuple[Window, ...]]:
     """(frames, windows); no windows where the whole clip is one."""
-    asked = request.frames
-    if request.seconds is not None:
-        asked = max(1, round(request.seconds * fps))
+    asked = _asked(request, fps)
     if task not in ("video", "extend"):
         return asked or spec.frames, ()
     assert given is not None
@@ -259,6 +259,11 @@ def _length(
     if total <= have:
         raise InputError(f"the clip has {there} frames already; ask for more than that, not {wanted}")
     return wanted, _windows(have, total, window, overlap)
+
+
+def _asked(request: Request, fps: float) -> int | None:
+    """Frames asked for, before snapping; None: left to the model."""
+    return request.frames if request.seconds is None else max(1, round(request.seconds * fps))
 
 
 def available_frames(info: Info, fps: float) -> int:
@@ -292,3 +297,13 @@ def _notes(shape: ClipShape, spec: ModelSpec, fps: float, windows: tuple[Window,
             f"{spec.name} was trained at {spec.fps} frames per second: at {fps:g} motion is off speed"
         )
     return tuple(notes)
+
+
+def _shortage(request: Request, task: Task, fps: float, given: Given | None) -> tuple[str, ...]:
+    """A note when a clip to repaint has fewer frames than were asked for."""
+    asked = _asked(request, fps)
+    if task != "video" or given is None or asked is None:
+        return ()
+    there = available_frames(given.info, fps)
+    short = f"the clip has {there} frames at {fps:g} per second: that many are made, not {asked}"
+    return (short,) if asked > there else ()

@@ -11,8 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from cogvideox.core.errors import InputError
-from cogvideox.data.video import Frames, check_target, write_video
+from cogvideox.data.video import Frames, check_place, check_target, write_video
 from cogvideox.generation.media import LATENTS, Latents
 
 
@@ -49,16 +48,10 @@ class Video:
 
 
 def check_output(path: str | Path, frames: int = 1) -> Path:
-    """The path, if a clip of that length can be written there: a known suffix in a folder that exists.
-
-    Else InputError.
-    """
+    """The path, if a clip of that length or its latents can be written there, else InputError."""
     path = Path(path)
-    if path.suffix.lower() == ".png" and frames > 1:
-        raise InputError(f"{path.name} would hold one frame of {frames}; use .png-folder, or a video file")
     if path.suffix == LATENTS:
-        if not path.absolute().parent.is_dir():
-            raise InputError(f"the output folder {path.parent} does not exist")
+        check_place(path)
     else:
-        check_target(path)
+        check_target(path, frames)
     return path
