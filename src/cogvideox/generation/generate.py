@@ -68,7 +68,7 @@ def generate(
     Raises NonFiniteError when numbers blow up, naming the step.
     """
     texts = _embed(model, prompt, settings, inputs, place, watch, compat)
-    if release_text:
+    if release_text and model.text.model.device.type != "meta":
         model.text.model.to("meta")
         gc.collect()
     given_CTHW = _encode(model, settings, inputs, noise, place, watch)
