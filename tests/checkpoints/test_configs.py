@@ -83,6 +83,34 @@ def test_released_models_are_recognised(tmp_path, name):
     assert read_spec(tmp_path) == SPECS[name]
 
 
+@pytest.mark.parametrize("name", RELEASED)
+def test_diffusers_reads_the_released_folders_its_own_way(tmp_path, name):
+    ours = SPECS[name]
+    vae = {"scaling_factor": ours.vae.scale, "invert_scale_latents": name == "1.5-5b-i2v"}
+    write(tmp_path, RELEASED[name], vae, scheduler(ours.snr_shift))
+    spec = read_spec(tmp_path, "diffusers")
+    assert (spec.transformer.text_length, spec.transformer.out_norm_eps) == (226, 1e-5)
+    assert spec.unconditional == "empty"
+    assert spec.position_policy == ("extrapolate" if name.startswith("1.5") else "interpolate")
+    assert spec.vae.condition_scale == (1 / 0.7 if name == "1.5-5b-i2v" else ours.vae.scale)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"modality": "mmdit"}, "no place for modality = 'mmdit'"),
+        ({"attention": "2d+1d"}, r"no place for attention = '2d\+1d'"),
+        ({"positions": ("rope", "sincos")}, "no place for positions"),
+        ({"positions": ()}, "no place for positions"),
+        ({"positions": ("learned",)}, "learned positions are only supported together with rotary"),
+        ({"patch": (1, 2, 4)}, "no place for patch"),
+    ],
+)
+def test_variants_that_would_be_lost_are_not_written(changes, message):
+    with pytest.raises(CheckpointError, match=message):
+        write_transformer(replace(tiny_spec().transformer, **changes))
+
+
 @pytest.mark.parametrize("name", SPECS)
 def test_specs_round_trip(name):
     spec = SPECS[name]
@@ -131,6 +159,19 @@ def test_a_model_of_another_size_gets_derived_defaults(tmp_path):
         (2, "rescale_betas_zero_snr", None, "rescale_betas_zero_snr = False"),
         (3, "format", 2, "cogvideox.json: format 2 is newer"),
         (3, "colour", "red", "cogvideox.json: unknown key 'colour'"),
+        (3, "spec", [], r"cogvideox.json: spec = \[\]"),
+        (0, "num_layers", "30", "transformer/config.json: num_layers = '30': .*integer"),
+        (0, "num_layers", 0, "transformer/config.json: num_layers = 0: must be positive"),
+        (0, "attention_head_dim", 24, "attention_head_dim = 24 is not a multiple of 16"),
+        (0, "sample_height", 1, "sample_height = 1 is less than one patch"),
+        (0, "patch_size_t", 1.5, "patch_size_t = 1.5: .*integer"),
+        (0, "use_rotary_positional_embeddings", 1, "use_rotary_positional_embeddings = 1: .*boolean"),
+        (1, "scaling_factor", "big", "vae/config.json: scaling_factor = 'big': .*number"),
+        (1, "scaling_factor", float("nan"), "vae/config.json: scaling_factor = nan: must be positive"),
+        (1, "block_out_channels", [8, 8, -8, 8], "vae/config.json: block_out_channels = .*positive"),
+        (1, "block_out_channels", [8, 8, 8], "block_out_channels = .* must be 4 multiples of 4"),
+        (1, "norm_num_groups", 3, "block_out_channels = .* must be 4 multiples of 3"),
+        (2, "snr_shift_scale", -1.0, "scheduler_config.json: snr_shift_scale = -1.0: must be positive"),
     ],
 )
 def test_what_would_change_the_computation_is_refused(tmp_path, part, setting, value, message):
@@ -154,6 +195,10 @@ def test_what_would_change_the_computation_is_refused(tmp_path, part, setting, v
     [
         ("position_policy", "extrapolat", "'extrapolat'.*did you mean 'extrapolate'"),
         ("positon_policy", "extrapolate", "unknown setting 'positon_policy'.*position_policy"),
+        ("steps", "many", "cogvideox.json: steps = 'many': .*integer"),
+        ("fps", 0, "cogvideox.json: fps = 0: must be positive"),
+        ("trained_frames", [9], r"cogvideox.json: trained_frames = \[9\]"),
+        ("condition_scale", None, "cogvideox.json: condition_scale = None"),
     ],
 )
 def test_own_settings_are_checked(tmp_path, setting, value, message):

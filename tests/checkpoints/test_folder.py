@@ -12,6 +12,7 @@ from diffusers import CogVideoXImageToVideoPipeline, CogVideoXPipeline, CogVideo
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, T5Tokenizer
 
+import cogvideox
 from cogvideox.checkpoints import folder as folders
 from cogvideox.checkpoints.folder import load_model, save_model
 from cogvideox.checkpoints.keymaps import diffusers_transformer, from_ours
@@ -21,7 +22,7 @@ from cogvideox.core.errors import CheckpointError, InputError
 from cogvideox.models.specs import TransformerSpec
 from cogvideox.models.transformer.model import Transformer
 from tests.checkpoints.conftest import same_weights
-from tests.models.oracle import relative_error
+from tests.models.oracle import relative_error, run_ours
 from tests.tiny import VARIANTS, tiny_model
 
 TRANSFORMER = "transformer/diffusion_pytorch_model.safetensors"
@@ -224,13 +225,47 @@ def test_saving_in_another_precision(folder_of, tmp_path):
     )
 
 
-def test_image_scales_are_selectable(folder_of):
+def test_conventions_are_selectable(folder_of):
     for name, expected in (("sat", 1.0), ("diffusers", 1 / 0.7), ("trainers", 0.7)):
         model = load_model(folder_of("1.5-5b-i2v"), image_scale=name)
         assert model.vae.spec.condition_scale == model.spec.vae.condition_scale == pytest.approx(expected)
     assert load_model(folder_of("1.5-5b-i2v")).spec.vae.condition_scale == 1.0
-    with pytest.raises(InputError, match=r"'diffuser' .*'diffusers'"):
+    chosen = cogvideox.load(
+        folder_of("5b"), image_scale="sat", unconditional="empty", position_policy="extrapolate"
+    )
+    assert (chosen.spec.vae.condition_scale, chosen.spec.unconditional) == (1.0, "empty")
+    assert chosen.transformer.policy == chosen.spec.position_policy == "extrapolate"
+    with pytest.raises(InputError, match=r"unknown image_scale 'diffuser' .*'diffusers'"):
         load_model(folder_of("5b"), image_scale="diffuser")
+    with pytest.raises(InputError, match=r"unknown unconditional 'zero' .*'zeros'"):
+        load_model(folder_of("5b"), unconditional="zero")
+    with pytest.raises(InputError, match="decides all conventions"):
+        load_model(folder_of("5b"), compat="diffusers", unconditional="zeros")
+
+
+@pytest.mark.parametrize(
+    ("like", "policy", "told"),
+    [("5b", "extrapolate", "interpolate"), ("1.5-5b", "interpolate", "extrapolate")],
+)
+def test_compat_computes_what_diffusers_makes_of_the_folder(tmp_path, like, policy, told):
+    """Whatever our own file says: positions at other sizes, the last norm, the unconditional text."""
+    model = tiny_model(like)
+    transformer = replace(model.spec.transformer, out_norm_eps=1e-2)
+    model.spec = replace(model.spec, transformer=transformer, position_policy=policy)
+    with pytest.warns(UserWarning, match=f"will {told} positions at other sizes, not {policy} them"):
+        save_model(model, tmp_path)
+    ours, native = cogvideox.load(tmp_path, "fp32", "cpu", "diffusers"), load_model(tmp_path, dtype="fp32")
+    assert ours.spec.unconditional == "empty"
+    pipe = CogVideoXPipeline.from_pretrained(tmp_path)
+    generator = torch.Generator().manual_seed(0)
+    for height, width in ((32, 48), (32, 32)):
+        x = torch.randn(1, 4, 4, height // 8, width // 8, generator=generator)
+        text, t = torch.randn(1, 12, 16, generator=generator), torch.tensor([500])
+        rope = pipe._prepare_rotary_positional_embeddings(height, width, 4, torch.device("cpu"))
+        with torch.no_grad():
+            theirs = pipe.transformer(x, text, t, image_rotary_emb=rope).sample
+            assert relative_error(run_ours(ours.transformer, x, text, t), theirs) < 1e-5
+            assert relative_error(run_ours(native.transformer, x, text, t), theirs) > 1e-4
 
 
 def test_a_sentencepiece_tokenizer_is_read_and_kept(folder_of, tmp_path):

@@ -7,144 +7,80 @@ name. `cogvideox.json` adds what that layout has no place for.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_type_hints
 
-from cogvideox.core.errors import CheckpointError, nearest
-from cogvideox.models.specs import SPECS, ModelSpec, Positions, TransformerSpec, VAESpec
+from cogvideox.checkpoints.settings import (
+    SCHEDULER,
+    SCHEDULER_ABSENT,
+    SCHEDULER_FIXED,
+    SCHEDULER_INERT,
+    TRANSFORMER,
+    TRANSFORMER_FIXED,
+    TRANSFORMER_INERT,
+    VAE,
+    VAE_FIXED,
+    VAE_INERT,
+    Config,
+    check,
+    read_json,
+    typed,
+)
+from cogvideox.core.errors import CheckpointError, InputError, nearest
+from cogvideox.models.specs import (
+    SPECS,
+    ModelSpec,
+    PositionPolicy,
+    Positions,
+    TransformerSpec,
+    Unconditional,
+    VAESpec,
+)
 
-Config = dict[str, Any]
+Compat = Literal["diffusers"]
+ImageScale = Literal["sat", "diffusers", "trainers"]
 OWN_FILE = "cogvideox.json"
-
-# Defaults of diffusers for values that are read into the spec ...
-_TRANSFORMER: Config = {
-    "num_attention_heads": 30,
-    "attention_head_dim": 64,
-    "in_channels": 16,
-    "out_channels": 16,
-    "time_embed_dim": 512,
-    "ofs_embed_dim": None,
-    "text_embed_dim": 4096,
-    "num_layers": 30,
-    "sample_width": 90,
-    "sample_height": 60,
-    "sample_frames": 49,
-    "patch_size": 2,
-    "patch_size_t": None,
-    "max_text_seq_length": 226,
-    "spatial_interpolation_scale": 1.875,
-    "use_rotary_positional_embeddings": False,
-    "use_learned_positional_embeddings": False,
-}
-_VAE: Config = {
-    "block_out_channels": [128, 256, 256, 512],
-    "latent_channels": 16,
-    "layers_per_block": 3,
-    "norm_num_groups": 32,
-    "scaling_factor": 1.15258426,
-    "invert_scale_latents": False,
-}
-_SCHEDULER: Config = {"snr_shift_scale": 3.0}
-# ... the only values that are computed here for the others (the released models') ...
-_TRANSFORMER_FIXED: Config = {
-    "flip_sin_to_cos": True,
-    "freq_shift": 0,
-    "attention_bias": True,
-    "activation_fn": "gelu-approximate",
-    "timestep_activation_fn": "silu",
-    "norm_elementwise_affine": True,
-    "norm_eps": 1e-5,
-    "temporal_interpolation_scale": 1.0,
-    "temporal_compression_ratio": 4,
-}
-_VAE_FIXED: Config = {
-    "in_channels": 3,
-    "out_channels": 3,
-    "act_fn": "silu",
-    "norm_eps": 1e-6,
-    "temporal_compression_ratio": 4,
-    "shift_factor": None,
-    "latents_mean": None,
-    "latents_std": None,
-    "use_quant_conv": False,
-    "use_post_quant_conv": False,
-}
-# What an absent value means to diffusers, where that is not what is computed here.
-_SCHEDULER_ABSENT: Config = {
-    "clip_sample": True,
-    "prediction_type": "epsilon",
-    "rescale_betas_zero_snr": False,
-}
-_SCHEDULER_FIXED: Config = {
-    "num_train_timesteps": 1000,
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "trained_betas": None,
-    "clip_sample": False,
-    "prediction_type": "v_prediction",
-    "rescale_betas_zero_snr": True,
-}
-# ... and those without influence on what the model computes.
-_TRANSFORMER_INERT = {"dropout", "patch_bias"}
-_VAE_INERT = {
-    "down_block_types",
-    "up_block_types",
-    "force_upcast",
-    "sample_height",
-    "sample_width",
-    "sample_size",
-    "mid_block_add_attention",
-}
-_SCHEDULER_INERT = {
-    "set_alpha_to_one",
-    "steps_offset",
-    "clip_sample_range",
-    "sample_max_value",
-    "timestep_spacing",
-}
 
 SCHEDULERS = {"ddim": "CogVideoXDDIMScheduler", "dpm++2m-sde": "CogVideoXDPMScheduler"}
 
 
-def image_scales(scale: float) -> dict[str, float]:
-    """The scales that public implementations give the image condition of 1.5-5B-I2V (reference: numerics
-    2.9).
+def with_conventions(
+    spec: ModelSpec,
+    image_scale: ImageScale | None = None,
+    unconditional: Unconditional | None = None,
+    position_policy: PositionPolicy | None = None,
+) -> ModelSpec:
+    """`spec` with those conventions that are given. Public implementations disagree about them (reference:
+    numerics 2.9): the scale of the image condition, the text of the unconditional branch, and positions at
+    other sizes. InputError for unknown names.
     """
-    return {"sat": 1.0, "diffusers": 1.0 / scale, "trainers": scale}
+    for name, value, kind in (
+        ("image_scale", image_scale, ImageScale),
+        ("unconditional", unconditional, Unconditional),
+        ("position_policy", position_policy, PositionPolicy),
+    ):
+        if value is not None and value not in get_args(kind):
+            raise InputError(f"unknown {name} {value!r}{nearest(str(value), get_args(kind))}")
+    if image_scale is not None:
+        scale = {"sat": 1.0, "diffusers": 1.0 / spec.vae.scale, "trainers": spec.vae.scale}[image_scale]
+        spec = replace(spec, vae=replace(spec.vae, condition_scale=scale))
+    return replace(
+        spec,
+        unconditional=unconditional or spec.unconditional,
+        position_policy=position_policy or spec.position_policy,
+    )
 
 
-def read_json(path: Path) -> Config:
-    """A JSON object from a file; CheckpointError if there is none."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"not a complete model folder: {path} is missing") from None
-    except json.JSONDecodeError as error:
-        raise CheckpointError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} does not hold a JSON object")
-    return value
-
-
-def _check(config: Config, known: Config, fixed: Config, inert: set[str], where: str) -> Config:
-    """`config` completed by `known`'s defaults, once everything in it is understood."""
-    for key, value in config.items():
-        if key.startswith("_") or key in known or key in inert:
-            continue
-        if key not in fixed:
-            raise CheckpointError(f"{where}: unknown setting {key!r}{nearest(key, [*known, *fixed])}")
-        if value != fixed[key]:
-            raise CheckpointError(f"{where}: {key} = {value!r} is not supported, only {fixed[key]!r}")
-    return known | config
+def diffusers_policy(spec: TransformerSpec) -> PositionPolicy:
+    """What diffusers does with positions at other sizes, which it has no setting for."""
+    return "interpolate" if spec.patch[0] == 1 else "extrapolate"
 
 
 def read_transformer(config: Config, where: str = "transformer/config.json") -> TransformerSpec:
     """Spec of a `CogVideoXTransformer3DModel` configuration."""
-    c = _check(config, _TRANSFORMER, _TRANSFORMER_FIXED, _TRANSFORMER_INERT, where)
+    c = check(config, TRANSFORMER, TRANSFORMER_FIXED, TRANSFORMER_INERT, where)
     patch_t = c["patch_size_t"] or 1
     positions: tuple[Positions, ...] = ("rope",) if c["use_rotary_positional_embeddings"] else ("sincos",)
     if c["use_learned_positional_embeddings"]:
@@ -152,6 +88,13 @@ def read_transformer(config: Config, where: str = "transformer/config.json") -> 
             raise CheckpointError(f"{where}: learned positions are only supported together with rotary ones")
         positions = ("rope", "learned")
     latents = (c["sample_frames"] - 1) // 4 + 1
+    for key, unit in (("sample_height", c["patch_size"]), ("sample_width", c["patch_size"])):
+        if c[key] < unit:
+            raise CheckpointError(f"{where}: {key} = {c[key]} is less than one patch of {unit}")
+    if c["attention_head_dim"] % 16:
+        raise CheckpointError(
+            f"{where}: attention_head_dim = {c['attention_head_dim']} is not a multiple of 16"
+        )
     return TransformerSpec(
         layers=c["num_layers"],
         heads=c["num_attention_heads"],
@@ -174,14 +117,14 @@ def read_transformer(config: Config, where: str = "transformer/config.json") -> 
 
 
 def write_transformer(spec: TransformerSpec) -> Config:
-    """Inverse of `read_transformer`."""
-    patch_t, patch, patch_w = spec.patch
-    if patch != patch_w:
-        raise CheckpointError(f"the diffusers layout has no place for the patch {spec.patch}")
+    """Inverse of `read_transformer`. CheckpointError names what would be lost: the layout of diffusers has no
+    place for the variants of ablations, and must not claim to be a model that it is not.
+    """
+    patch_t, patch, _ = spec.patch
     t, h, w = spec.base_grid
-    return {
+    config = {
         "_class_name": "CogVideoXTransformer3DModel",
-        **_TRANSFORMER_FIXED,
+        **TRANSFORMER_FIXED,
         "num_attention_heads": spec.heads,
         "attention_head_dim": spec.head_dim,
         "in_channels": spec.in_channels,
@@ -202,15 +145,23 @@ def write_transformer(spec: TransformerSpec) -> Config:
         "use_learned_positional_embeddings": "learned" in spec.positions,
         "dropout": 0.0,
     }
+    back = replace(read_transformer(config, "the model"), out_norm_eps=spec.out_norm_eps)
+    for name, value in asdict(spec).items():
+        if getattr(back, name) != value:
+            raise CheckpointError(f"the diffusers layout has no place for {name} = {value!r}")
+    return config
 
 
 def read_vae(config: Config, where: str = "vae/config.json") -> VAESpec:
     """Spec of an `AutoencoderKLCogVideoX` configuration.
 
     `invert_scale_latents` (set in the 1.5 models) makes the image condition's scale 1, as their authors'
-    own sampler has it; `image_scales` lists the others.
+    own sampler has it; `with_conventions` lists the others.
     """
-    c = _check(config, _VAE, _VAE_FIXED, _VAE_INERT, where)
+    c = check(config, VAE, VAE_FIXED, VAE_INERT, where)
+    widths, groups = c["block_out_channels"], c["norm_num_groups"]
+    if len(widths) != 4 or any(width % groups for width in widths):
+        raise CheckpointError(f"{where}: block_out_channels = {widths} must be 4 multiples of {groups}")
     return VAESpec(
         channels=tuple(c["block_out_channels"]),
         blocks=c["layers_per_block"],
@@ -228,7 +179,7 @@ def write_vae(spec: VAESpec, height: int, width: int) -> Config:
     levels = len(spec.channels)
     return {
         "_class_name": "AutoencoderKLCogVideoX",
-        **_VAE_FIXED,
+        **VAE_FIXED,
         "block_out_channels": list(spec.channels),
         "down_block_types": ["CogVideoXDownBlock3D"] * levels,
         "up_block_types": ["CogVideoXUpBlock3D"] * levels,
@@ -246,7 +197,7 @@ def write_scheduler(spec: ModelSpec) -> Config:
     """Configuration of the diffusers scheduler that matches the model's sampler best."""
     return {
         "_class_name": SCHEDULERS.get(spec.sampler, SCHEDULERS["dpm++2m-sde"]),
-        **_SCHEDULER_FIXED,
+        **SCHEDULER_FIXED,
         "snr_shift_scale": spec.snr_shift,
         "set_alpha_to_one": True,
         "steps_offset": 0,
@@ -292,7 +243,7 @@ def _custom(name: str, transformer: TransformerSpec, vae: VAESpec, scheduler: Co
         trained_frames=(min(9, frames), frames),
         trained_side=(side, side),
         sampler=samplers.get(scheduler.get("_class_name", ""), "dpm++2m-sde"),
-        position_policy="interpolate" if patch_t == 1 else "extrapolate",
+        position_policy=diffusers_policy(transformer),
         licence="unknown",
     )
 
@@ -320,48 +271,59 @@ def _read_own(own: Config, spec: ModelSpec, where: str) -> ModelSpec:
         raise CheckpointError(
             f"{where}: format {own.get('format')!r} is newer than this program, which knows 1"
         )
-    values = dict(own.get("spec", {}))
-    transformer, vae = spec.transformer, spec.vae
-    if "out_norm_eps" in values:
-        transformer = replace(transformer, out_norm_eps=values.pop("out_norm_eps"))
-    if "condition_scale" in values:
-        vae = replace(vae, condition_scale=values.pop("condition_scale"))
-    hints = get_type_hints(ModelSpec)
-    for name, value in values.items():
-        if name not in _OWN_FIELDS:
-            raise CheckpointError(f"{where}: unknown setting {name!r}{nearest(name, _OWN_FIELDS)}")
-        choices = [c for c in get_args(hints[name]) if isinstance(c, str)]
+    kinds = {name: get_type_hints(ModelSpec)[name] for name in _OWN_FIELDS}
+    kinds |= {"out_norm_eps": float, "condition_scale": float}
+    values = {}
+    for name, value in typed(own.get("spec", {}), dict[str, Any], f"{where}: spec").items():
+        if name not in kinds:
+            raise CheckpointError(f"{where}: unknown setting {name!r}{nearest(name, kinds)}")
+        choices = [c for c in get_args(kinds[name]) if isinstance(c, str)]
         if choices and value not in choices:
             raise CheckpointError(f"{where}: {name} = {value!r}{nearest(str(value), choices)}")
-        values[name] = tuple(value) if isinstance(value, list) else value
+        values[name] = typed(value, kinds[name], f"{where}: {name}")
+    eps = values.pop("out_norm_eps", spec.transformer.out_norm_eps)
+    scale = values.pop("condition_scale", spec.vae.condition_scale)
+    transformer, vae = replace(spec.transformer, out_norm_eps=eps), replace(spec.vae, condition_scale=scale)
     return replace(spec, transformer=transformer, vae=vae, **values)
 
 
-def read_spec(folder: str | Path) -> ModelSpec:
+def _as_diffusers(spec: ModelSpec, transformer: TransformerSpec) -> ModelSpec:
+    """`spec` as diffusers computes it: what `config.json` says, and the one convention that it knows."""
+    scaled_alike = spec.vae.condition_scale == spec.vae.scale
+    return with_conventions(
+        replace(spec, transformer=transformer),
+        image_scale="trainers" if scaled_alike else "diffusers",
+        unconditional="empty",
+        position_policy=diffusers_policy(transformer),
+    )
+
+
+def read_spec(folder: str | Path, compat: Compat | None = None) -> ModelSpec:
     """Spec of a model folder, from its configuration files alone.
 
     Without `cogvideox.json` the released models are recognised by their sizes; any other model gets
-    defaults derived from its base size. Raises CheckpointError naming the setting that is missing, unknown
-    or not supported.
+    defaults derived from its base size. `compat="diffusers"` reads what diffusers would compute from the
+    same folder. Raises CheckpointError naming the setting that is missing, unknown or not supported.
     """
     folder = Path(folder)
     transformer = read_transformer(read_json(folder / "transformer" / "config.json"))
     vae = read_vae(read_json(folder / "vae" / "config.json"))
-    scheduler = _check(
-        _SCHEDULER_ABSENT | read_json(folder / "scheduler" / "scheduler_config.json"),
-        _SCHEDULER,
-        _SCHEDULER_FIXED,
-        _SCHEDULER_INERT,
+    scheduler = check(
+        SCHEDULER_ABSENT | read_json(folder / "scheduler" / "scheduler_config.json"),
+        SCHEDULER,
+        SCHEDULER_FIXED,
+        SCHEDULER_INERT,
         "scheduler/scheduler_config.json",
     )
-    shift = scheduler["snr_shift_scale"]
+    known = _recognise(transformer, vae, scheduler["snr_shift_scale"])
     if (folder / OWN_FILE).exists():
         spec = _custom(folder.name, transformer, vae, scheduler)
-        return _read_own(read_json(folder / OWN_FILE), spec, str(folder / OWN_FILE))
-    known = _recognise(transformer, vae, shift)
-    if known is None:
-        return _custom(folder.name, transformer, vae, scheduler)
-    return replace(known, vae=replace(vae, condition_scale=known.vae.condition_scale))
+        spec = _read_own(read_json(folder / OWN_FILE), spec, str(folder / OWN_FILE))
+    elif known is not None:
+        spec = replace(known, vae=replace(vae, condition_scale=known.vae.condition_scale))
+    else:
+        spec = _custom(folder.name, transformer, vae, scheduler)
+    return _as_diffusers(spec, transformer) if compat else spec
 
 
 def read_record(folder: str | Path) -> Config:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from cogvideox.checkpoints import sat
-from cogvideox.checkpoints.configs import read_json, read_spec, read_vae, write_vae
+from cogvideox.checkpoints.configs import read_spec, read_vae, write_vae
 from cogvideox.checkpoints.folder import (
     Model,
     build_t5,
@@ -22,6 +22,7 @@ from cogvideox.checkpoints.folder import (
 from cogvideox.checkpoints.hub import resolve
 from cogvideox.checkpoints.keymaps import diffusers_vae, iter_theirs
 from cogvideox.checkpoints.lora import DIFFUSERS_FILE, PEFT_FILE, load_lora, save_lora
+from cogvideox.checkpoints.settings import read_json
 from cogvideox.checkpoints.weights import DIFFUSERS_STEM, Weights, build, write_weights
 from cogvideox.core.device import pick_dtype
 from cogvideox.core.errors import CheckpointError, InputError, nearest

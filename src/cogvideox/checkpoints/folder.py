@@ -7,7 +7,7 @@ import json
 import shutil
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,12 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, T5Config, T5Enc
 
 from cogvideox.checkpoints.configs import (
     OWN_FILE,
-    image_scales,
+    Compat,
+    ImageScale,
+    diffusers_policy,
     read_record,
     read_spec,
+    with_conventions,
     write_own,
     write_scheduler,
     write_transformer,
@@ -36,10 +39,10 @@ from cogvideox.checkpoints.keymaps import (
 )
 from cogvideox.checkpoints.weights import DIFFUSERS_STEM, TRANSFORMERS_STEM, Weights, build, write_weights
 from cogvideox.core.device import pick_device, pick_dtype
-from cogvideox.core.errors import CheckpointError, InputError, nearest
+from cogvideox.core.errors import CheckpointError, InputError
 from cogvideox.core.files import atomic_path
 from cogvideox.diffusion.schedule import Schedule, make_schedule
-from cogvideox.models.specs import ModelSpec
+from cogvideox.models.specs import ModelSpec, PositionPolicy, Unconditional
 from cogvideox.models.text import TextEncoder, fingerprint
 from cogvideox.models.transformer.model import Transformer
 from cogvideox.models.vae.autoencoder import VAE
@@ -75,25 +78,25 @@ def load_model(
     dtype: str | torch.dtype | None = None,
     device: str | torch.device | None = None,
     revision: str | None = None,
-    image_scale: str | None = None,
+    compat: Compat | None = None,
+    image_scale: ImageScale | None = None,
+    unconditional: Unconditional | None = None,
+    position_policy: PositionPolicy | None = None,
 ) -> Model:
     """Load a model: "mini", a folder, a short name such as "5b", or a hub id (`revision` pins its version).
 
     Weights stay on the CPU, mapped from their files, unless `device` is given. `dtype` defaults to bf16 if
     the device (the best one present, if none is given) computes in it natively, else fp32; "stored" keeps the
-    precision of the files. `image_scale` ("sat", "diffusers", "trainers") overrides the scale of the image
-    condition, about which public implementations disagree. Raises CheckpointError naming the key if anything
-    in the folder is missing, unknown or of a wrong shape.
+    precision of the files. `compat="diffusers"` makes the model that diffusers would make of the folder;
+    the other conventions are those of `configs.with_conventions`, None keeps the model's own. Raises
+    CheckpointError naming the key if anything in the folder is missing, unknown or of a wrong shape.
     """
     folder = resolve(source, revision)
     precision = None if dtype == "stored" else pick_dtype(dtype, pick_device(device))
     place = torch.device("cpu") if device is None else pick_device(device)
-    spec = read_spec(folder)
-    if image_scale is not None:
-        scales = image_scales(spec.vae.scale)
-        if image_scale not in scales:
-            raise InputError(f"unknown image scale {image_scale!r}{nearest(image_scale, scales)}")
-        spec = replace(spec, vae=replace(spec.vae, condition_scale=scales[image_scale]))
+    if compat and (image_scale or unconditional or position_policy):
+        raise InputError(f"compat={compat!r} decides all conventions; give it or single ones, not both")
+    spec = with_conventions(read_spec(folder, compat), image_scale, unconditional, position_policy)
     parts = {name: Weights(folder / name) for name in ("transformer", "vae", "text_encoder")}
     transformer = build(
         lambda: Transformer(spec.transformer, spec.position_policy),
@@ -179,7 +182,8 @@ def save_model(model: Model, folder: str | Path, *, dtype: str | torch.dtype | N
     `dtype` converts the weights; by default they are written as they are. `diffusers` loads the result,
     with the pipeline class for the model's task; two conventions are not in its layout and must be given
     to it in each call: the zero embedding of the unconditional branch and the text length. Warns when the
-    image condition's scale has no place there either. Raises InputError rather than replace anything but a
+    image condition's scale or the position policy has no place there either. Raises CheckpointError for
+    variants that diffusers would take for another model, and InputError rather than replace anything but a
     model.
     """
     folder = Path(folder)
@@ -190,6 +194,10 @@ def save_model(model: Model, folder: str | Path, *, dtype: str | torch.dtype | N
     if spec.image_conditioned and spec.vae.condition_scale not in (spec.vae.scale, 1 / spec.vae.scale):
         ours, theirs = f"{spec.vae.condition_scale:g}", f"1/{spec.vae.scale:g}"
         warnings.warn(f"diffusers will scale the image condition by {theirs}, not by {ours}", stacklevel=2)
+    policy = diffusers_policy(spec.transformer)
+    if "rope" in spec.transformer.positions and spec.position_policy != policy:
+        told = f"diffusers will {policy} positions at other sizes, not {spec.position_policy} them"
+        warnings.warn(told, stacklevel=2)
     configs = {
         "model_index.json": _model_index(spec, type(model.text.tokenizer).__name__),
         OWN_FILE: write_own(spec, model.record),

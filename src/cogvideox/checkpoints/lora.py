@@ -22,9 +22,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from cogvideox.checkpoints import hub, sat
-from cogvideox.checkpoints.configs import read_json
 from cogvideox.checkpoints.folder import Model
 from cogvideox.checkpoints.keymaps import Rule, diffusers_transformer
+from cogvideox.checkpoints.settings import read_json
 from cogvideox.checkpoints.weights import Weights
 from cogvideox.core.errors import CheckpointError, InputError, nearest
 from cogvideox.core.files import atomic_path

@@ -12,8 +12,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from cogvideox.checkpoints.configs import read_json
 from cogvideox.checkpoints.keymaps import Table, iter_ours
+from cogvideox.checkpoints.settings import read_json
 from cogvideox.core.errors import CheckpointError
 
 M = TypeVar("M", bound=nn.Module)

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from safetensors import SafetensorError
 
 from cogvideox.checkpoints import lora as adapters
+from cogvideox.checkpoints.configs import ImageScale
 from cogvideox.checkpoints.folder import load_model, read_spec
 from cogvideox.checkpoints.hub import resolve
 from cogvideox.checkpoints.weights import Weights as WeightFiles
@@ -18,7 +20,7 @@ from cogvideox.generation.generate import Place
 from cogvideox.generation.pipeline import Pipeline
 from cogvideox.generation.plan import OVERHEAD, Weights, gib, weights_of
 from cogvideox.generation.request import Compat
-from cogvideox.models.specs import SPECS, ModelSpec
+from cogvideox.models.specs import SPECS, ModelSpec, PositionPolicy, Unconditional
 
 Offload = Literal["auto", "none", "cpu"]
 Adapter = str | Path | tuple[str | Path, float]
@@ -33,6 +35,9 @@ def load(
     offload: Offload = "auto",
     lora: Sequence[Adapter] = (),
     revision: str | None = None,
+    image_scale: ImageScale | None = None,
+    unconditional: Unconditional | None = None,
+    position_policy: PositionPolicy | None = None,
 ) -> Pipeline:
     """A pipeline for "mini", a model folder, a released model ("5b") or a hub id.
 
@@ -40,28 +45,33 @@ def load(
     conventions where public implementations disagree, so that equal generators give equal videos.
     `offload="cpu"` keeps parts in the CPU's memory until their turn (on a CPU: frees the text encoder after
     use), "none" never does, "auto" does when memory is short. `lora` holds files, or pairs (file, weight).
+    Single conventions can be chosen too: `image_scale` ("sat", "diffusers", "trainers") of the image
+    condition, `unconditional` text ("zeros", "empty"), `position_policy` ("interpolate", "extrapolate").
     Raises InputError when the model does not exist, is damaged or does not fit.
     """
     if offload not in ("auto", "none", "cpu"):
         raise InputError(f"unknown offload {offload!r}{nearest(offload, ['auto', 'none', 'cpu'])}")
     if compat not in (None, "diffusers"):
         raise InputError(f"unknown compat {compat!r} (known: 'diffusers')")
+    pairs = [one if isinstance(one, tuple) else (one, 1.0) for one in lora]
     target = pick_device(device)
     precision = pick_dtype(dtype, target)
     spec, weights = survey(source, precision, revision)
     parts_wait = must_wait(spec, weights, target, offload)
+    loras = [(read_adapter(file), weight) for file, weight in pairs]
     accelerator = target.type != "cpu"
     model = load_model(
         lasting(source),
         dtype=precision,
         device=None if parts_wait or not accelerator else target,
         revision=revision,
-        # Only the 1.5 models have more than one convention.
-        image_scale="diffusers" if compat and spec.vae.condition_scale != spec.vae.scale else None,
+        compat=compat,
+        image_scale=image_scale,
+        unconditional=unconditional,
+        position_policy=position_policy,
     )
-    pairs = [one if isinstance(one, tuple) else (one, 1.0) for one in lora]
-    if pairs:
-        adapters.apply(model, [(adapters.load_lora(file), weight) for file, weight in pairs])
+    if loras:
+        adapters.apply(model, loras)
     return Pipeline(
         model,
         Place(target, precision, offload=parts_wait and accelerator),
@@ -70,6 +80,14 @@ def load(
         adapters=tuple((lasting(file), weight) for file, weight in pairs),
         revision=revision,
     )
+
+
+def read_adapter(file: str | Path) -> adapters.Lora:
+    """An adapter, mapped into memory. InputError when it is missing or damaged."""
+    try:
+        return adapters.load_lora(file)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"cannot read the adapter {file}: {error}") from None
 
 
 def lasting(source: str | Path) -> str:

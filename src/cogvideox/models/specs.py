@@ -8,6 +8,8 @@ from typing import Literal
 Positions = Literal["rope", "sincos", "learned"]
 Modality = Literal["expert", "shared", "mmdit"]
 AttentionSpan = Literal["full", "2d+1d"]
+PositionPolicy = Literal["interpolate", "extrapolate"]
+Unconditional = Literal["zeros", "empty"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,9 +97,9 @@ class ModelSpec:
     guidance: float = 6.0
     dynamic_guidance: str = "official"
     """Mode of `diffusion.guidance`: how the guidance scale changes over the steps."""
-    position_policy: Literal["interpolate", "extrapolate"] = "interpolate"
+    position_policy: PositionPolicy = "interpolate"
     """Positions for other sizes: scaled into the base grid, or plain integer coordinates."""
-    unconditional: Literal["zeros", "empty"] = "zeros"
+    unconditional: Unconditional = "zeros"
     """Text of the unconditional branch: zero embeddings (as trained) or the embedding of ''."""
     first_frame: bool = False
     """A text-to-video model (16 input channels) that was also trained to continue a given first frame."""
