@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -30,15 +31,10 @@ def storybook(
     form: Annotated[str, typer.Option(help="suffix of the files: mp4, gif, webp, ...")] = "mp4",
 ) -> None:
     """Write clips of the synthetic world Storybook, with captions and ground truth."""
-    from cogvideox.core.errors import InputError
     from cogvideox.data.storybook.export import Export, export
 
     order = Export(count, frames, fps, height, width, seed, split, level, start, form)
-    try:
-        with typer.progressbar(export(order, out), length=count, label="storybook") as files:
-            for _ in files:
-                pass
-    except InputError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(InputError.exit_status) from None
+    with typer.progressbar(export(order, out), length=count, label="storybook", file=sys.stderr) as files:
+        for _ in files:
+            pass
     typer.echo(f"{count} clips in {out}")

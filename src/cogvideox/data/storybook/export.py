@@ -106,16 +106,24 @@ def _sheet(strips: list[Image.Image]) -> Image.Image:
 def export(order: Export, folder: Path) -> Iterator[Path]:
     """Write the clips one by one, yielding each file; then `manifest.jsonl` and `contact_sheet.png`.
 
-    Files appear whole. InputError for illegal values, before anything is written.
+    Files appear whole. InputError for illegal values, at once and before anything is written.
     """
     if order.count < 1:
         raise InputError(f"count must be at least 1, got {order.count}")
-    if order.frames > 1 and f".{order.form}" not in WRITERS:
-        raise InputError(f"cannot write {order.form!r}; choose one of {', '.join(s[1:] for s in WRITERS)}")
+    forms = [suffix[1:] for suffix in WRITERS if suffix != ".png"]
+    if order.frames > 1 and order.form not in forms:
+        raise InputError(f"cannot write clips as {order.form!r}; choose one of {', '.join(forms)}")
     check_picture(order.frames, order.fps, order.height, order.width, 0.0)
     world = World(order.seed, order.split, order.level)
     first = world.clip(order.start, _duration(order))
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make the folder {folder}: {error.strerror}") from None
+    return _write(order, folder, world, first)
+
+
+def _write(order: Export, folder: Path, world: World, first: Clip) -> Iterator[Path]:
     rows: list[str] = []
     strips: list[Image.Image] = []
     for index in range(order.start, order.start + order.count):
