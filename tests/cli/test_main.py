@@ -4,10 +4,12 @@ import json
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 import cogvideox
+from cogvideox.checkpoints import hub
 from cogvideox.models.specs import SPECS
 from tests.cli.conftest import COMMAND, start
 
@@ -39,10 +41,15 @@ def test_a_process_returns_the_status(tmp_path):
     assert err.strip() == "cogvideox: the prompt is empty"
 
 
-def test_models(run):
+def test_models(run, models, monkeypatch):
+    monkeypatch.setattr(hub, "MINI", Path(models["5b-i2v"]))
     listed = run("models").out
     assert all(name in listed for name in ("mini", *SPECS))
-    assert set(json.loads(run("models", "--json").out)) == set(SPECS)
+    sizes = json.loads(run("models", "--json").out)
+    assert list(sizes) == ["mini", *SPECS]
+    assert sizes["mini"]["height"] == 32
+    monkeypatch.setattr(hub, "MINI", Path("none"))
+    assert list(json.loads(run("models", "--json").out)) == [*SPECS]
 
 
 def test_info_of_models_and_files(run, models, tmp_path):

@@ -14,17 +14,17 @@ def models(as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout.
     from rich.console import Console
     from rich.table import Table
 
-    from cogvideox.models.specs import SPECS
+    from cogvideox.generation.survey import known
 
     if as_json:
-        typer.echo(json.dumps({name: asdict(spec) for name, spec in SPECS.items()}))
+        typer.echo(json.dumps({name: asdict(spec) for name, spec in known().items()}))
         return
     table = Table(
         "name", "makes video from", "native shape", "licence", "where", box=None, header_style="bold"
     )
-    table.add_row("mini", "text, image, clip", "small, for CPUs", "Apache-2.0", "comes with the package")
-    for name, spec in SPECS.items():
+    for name, spec in known().items():
         shape = f"{spec.frames} frames of {spec.width}x{spec.height} at {spec.fps} fps"
-        source = "image" if spec.image_conditioned else "text, clip"
-        table.add_row(name, source, shape, spec.licence, spec.hub or "")
+        source = "text, image, clip" if spec.first_frame else "text, clip"
+        source = "image" if spec.image_conditioned else source
+        table.add_row(name, source, shape, spec.licence, spec.hub or "comes with the package")
     Console(highlight=False).print(table)

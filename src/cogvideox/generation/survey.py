@@ -11,7 +11,8 @@ import torch
 import transformers
 
 import cogvideox
-from cogvideox.checkpoints.hub import MINI
+from cogvideox.checkpoints import hub
+from cogvideox.checkpoints.folder import read_spec
 from cogvideox.core.device import Memory, describe, memory, native_bfloat16, pick_device, pick_dtype
 from cogvideox.core.errors import InputError
 from cogvideox.core.shapes import ClipShape, latent_frames
@@ -27,7 +28,6 @@ def look(device_name: str | None = None, dtype_name: str | None = None) -> dict[
     device = pick_device(device_name)
     dtype = pick_dtype(dtype_name, device)
     there, speeds = memory(device), measure(device, dtype)
-    names = [*(["mini"] if (MINI / "model_index.json").is_file() else []), *SPECS]
     return {
         "device": device.type,
         "hardware": describe(device),
@@ -44,9 +44,15 @@ def look(device_name: str | None = None, dtype_name: str | None = None) -> dict[
             "av": av.__version__,
         },
         "models": [
-            _row(name, *survey(name, dtype), dtype, there, speeds, device.type != "cpu") for name in names
+            _row(name, *survey(name, dtype), dtype, there, speeds, device.type != "cpu") for name in known()
         ],
     }
+
+
+def known() -> dict[str, ModelSpec]:
+    """The models with a short name; mini only where its weights are installed."""
+    mini = {"mini": read_spec(hub.MINI)} if (hub.MINI / "model_index.json").is_file() else {}
+    return mini | SPECS
 
 
 def _row(
