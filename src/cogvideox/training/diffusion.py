@@ -78,11 +78,15 @@ class DiffusionBatches(Dataset[Any]):
             for index in draw.integers(len(store), size=count):
                 latents, captions = store.latents(int(index)), store.captions(int(index))
                 caption = captions[int(draw.integers(len(captions)))]
-                length, known = latents.shape[1], 0
+                length, skip, known = latents.shape[1], 0, 0
                 if length > 1 and draw.random() < self.known:
-                    known = 1 if draw.random() < 0.7 else int(draw.integers(1, length))
-                items.append(Item(latents, caption, f"{name}/{index}", known))
-        return items
+                    known = 1
+                    if draw.random() < 0.3:
+                        # Generation continues from the middle of a clip, where a latent holds four frames.
+                        skip = int(draw.integers(length - 1))
+                        known = int(draw.integers(1, length - skip))
+                items.append(Item(latents[:, skip:], caption, f"{name}/{index}", known))
+        return sorted(items, key=lambda item: item.latents_CTHW.shape)  # equal shapes run as one batch
 
 
 class TextAndTransformer(nn.Module):

@@ -1,4 +1,4 @@
-"""A contact sheet of what a model in training makes of fixed prompts, with the sampler that users get."""
+"""A contact sheet of what a model makes of fixed prompts, with the sampler that users get."""
 
 from __future__ import annotations
 
@@ -24,18 +24,25 @@ def judge(model: Model, path: Path, *, seed: int, prompts: int = 10, steps: int 
 
     Two thirds of the prompts are of training clips, the rest of the held-out compositions.
     """
-    spec, rows = model.spec, []
-    pipe = Pipeline(model, Place(pick_device("cpu"), torch.bfloat16))
+    return contact_sheet(
+        Pipeline(model, Place(pick_device("cpu"), torch.bfloat16)), path, seed, prompts, steps
+    )
+
+
+def contact_sheet(pipe: Pipeline, path: Path, seed: int, prompts: int, steps: int) -> dict[str, float]:
+    """The sheet of `judge` for a loaded model, at its native shape."""
+    spec, rows = pipe.spec, []
     for index in range(prompts):
         world = World(seed=seed, split="heldout" if index % 3 == 2 else "train", level="single")
-        clip = world.clip(10_000 + index, duration=(spec.frames - 1) / spec.fps)
+        clip = world.clip(10_000_000 + index, duration=(spec.frames - 1) / spec.fps)
         prompt = clip.short_caption(0)
         true = clip.render(frames=spec.frames, fps=spec.fps, height=spec.height, width=spec.width)
         made = pipe(prompt, seed=index, steps=steps).frames
         chosen = [true[i] for i in np.linspace(0, len(true) - 1, 3).astype(int)]
         chosen += [made[i] for i in np.linspace(0, len(made) - 1, 5).astype(int)]
         label = Image.new("RGB", (TEXT_WIDTH, spec.height), "white")
-        ImageDraw.Draw(label).text((4, 4), "\n".join(textwrap.wrap(prompt, 32)), fill="black")
+        told = "\n".join(textwrap.wrap(f"{index}. {prompt}", 32))
+        ImageDraw.Draw(label).text((4, 4), told, fill="black")
         rows.append(np.concatenate([np.asarray(label), *chosen], axis=1))
     with atomic_path(path) as partial:
         Image.fromarray(np.concatenate(rows)).save(partial)

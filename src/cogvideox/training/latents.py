@@ -19,7 +19,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from cogvideox.core.errors import InputError
 from cogvideox.core.files import atomic_path, write_text
-from cogvideox.data.storybook import World
+from cogvideox.data.storybook.world import VERSION, World
+from cogvideox.generation.media import to_signed
 from cogvideox.models.vae.autoencoder import VAE
 
 CHUNK = 64
@@ -72,22 +73,24 @@ def encode_bucket(
     """Encode the clips of `bucket` that `folder` does not hold yet: posterior means, in the transformer's
     scale.
 
-    Raises InputError when the folder was made with other VAE weights.
+    Raises InputError when the folder was made from something else: other VAE weights, world, seed or rate.
     """
     home = folder / bucket.name
     home.mkdir(parents=True, exist_ok=True)
-    record = json.dumps({"vae": fingerprint, "seed": seed})
+    record = json.dumps({"vae": fingerprint, "seed": seed, "world": VERSION, "fps": bucket.fps})
     if not (home / "source.json").exists():
         write_text(home / "source.json", record)
     elif (home / "source.json").read_text(encoding="utf-8") != record:
-        raise InputError(f"{home} holds latents of another VAE or seed; remove it or choose another folder")
+        raise InputError(
+            f"{home} holds latents of another VAE, world, seed or rate; remove it or choose another folder"
+        )
     missing = [n for n in range(-(-bucket.clips // CHUNK)) if not (home / f"{n:05d}.safetensors").exists()]
     loader = DataLoader(_Rendered(bucket, seed, missing), batch_size=None, num_workers=workers)
     for number, (clips, captions) in zip(missing, loader, strict=True):
         parts = []
         # Few at a time: the activations of a large batch fall out of the processor's caches.
         for part in clips.split(max(1, 2**20 // clips[0].numel())):
-            video = (part.permute(0, 4, 1, 2, 3).to(vae.dtype) / 127.5) - 1.0
+            video = torch.cat([to_signed(clip.numpy()) for clip in part])
             parts.append(vae.encode(video).bfloat16())
         with atomic_path(home / f"{number:05d}.safetensors") as partial:
             told = {"captions": json.dumps(captions)}
@@ -99,10 +102,10 @@ class LatentStore:
 
     def __init__(self, bucket: Bucket, folder: Path) -> None:
         self.home = folder / bucket.name
-        self.count = len(list(self.home.glob("*.safetensors"))) * CHUNK
+        self.count = -(-bucket.clips // CHUNK) * CHUNK
         self._captions: dict[int, list[list[str]]] = {}
-        if not self.count:
-            raise InputError(f"no latents in {self.home}; encode them first")
+        if missing := [n for n in range(self.count // CHUNK) if not self._path(n).exists()]:
+            raise InputError(f"{len(missing)} files of latents are missing in {self.home}; encode them first")
 
     def __len__(self) -> int:
         return self.count
@@ -121,4 +124,7 @@ class LatentStore:
         return self._captions[chunk][index % CHUNK]
 
     def _open(self, index: int) -> Any:
-        return safe_open(self.home / f"{index // CHUNK:05d}.safetensors", framework="pt")
+        return safe_open(self._path(index // CHUNK), framework="pt")
+
+    def _path(self, chunk: int) -> Path:
+        return self.home / f"{chunk:05d}.safetensors"

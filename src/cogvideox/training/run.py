@@ -106,7 +106,10 @@ def assemble(
     text = T5EncoderModel(trained.text_config)
     for prefix, module in (("transformer.", transformer), ("text.", text)):
         own = {name.removeprefix(prefix): w for name, w in weights.items() if name.startswith(prefix)}
-        module.load_state_dict(own, strict=module is transformer)
+        missing, unexpected = module.load_state_dict(own, strict=False)
+        tied = {"encoder.embed_tokens.weight"}  # T5's other name for `shared.weight`
+        assert not unexpected, unexpected
+        assert set(missing) <= tied, missing
         for parameter in module.parameters():
             parameter.data = parameter.data.bfloat16()
         module.requires_grad_(False).eval()

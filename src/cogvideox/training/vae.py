@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 
 from cogvideox.core import rng
 from cogvideox.data.storybook import World
+from cogvideox.generation.media import to_signed
 from cogvideox.models.specs import VAESpec
 from cogvideox.models.vae.autoencoder import VAE
 
@@ -71,9 +72,9 @@ class VAEBatches(Dataset[Any]):
         return torch.from_numpy(np.stack(clips))
 
 
-def to_model(video_BTHWC: Tensor, dtype: torch.dtype) -> Tensor:
-    """uint8 (B, T, H, W, 3) -> (B, 3, T, H, W) in [-1, 1]."""
-    return (video_BTHWC.permute(0, 4, 1, 2, 3).float() / 127.5 - 1.0).to(dtype)
+def to_model(video_BTHWC: Tensor) -> Tensor:
+    """uint8 (B, T, H, W, 3) -> bf16 (B, 3, T, H, W) in [-1, 1], as generation encodes its inputs."""
+    return torch.cat([to_signed(clip.numpy()) for clip in video_BTHWC]).bfloat16()
 
 
 def gradient_l1(error: Tensor) -> Tensor:
@@ -118,7 +119,7 @@ class VAETask:
         return int(parameter.ndim >= 4 and not name.startswith(ends))
 
     def loss(self, batch: Tensor, step: int) -> tuple[Tensor, dict[str, float]]:
-        video = to_model(batch, torch.bfloat16)
+        video = to_model(batch)
         posterior = self.model.posterior(video)
         noise = rng.normal(posterior.mean.shape, self.seed, "posterior", step).to(posterior.mean)
         reconstruction = self.model.decode(posterior.sample(noise) * self.spec.scale)
@@ -145,7 +146,7 @@ class VAETask:
     def latent_std(self, weights: dict[str, Tensor]) -> float:
         """Standard deviation of unscaled latents over the held-out clips."""
         model = self._with(weights)
-        means = [model.posterior(to_model(clip, torch.bfloat16)).mean.float() for clip in self.held_out()]
+        means = [model.posterior(to_model(clip)).mean.float() for clip in self.held_out()]
         return torch.cat(means).std().item()
 
     def _with(self, weights: dict[str, Tensor]) -> VAE:
@@ -155,12 +156,12 @@ class VAETask:
 
     @torch.no_grad()
     def evaluate(self, weights: dict[str, Tensor], folder: Path, step: int) -> dict[str, float]:
-        """PSNR in dB on held-out clips at 128x128, mean over frames and clips; leaves a picture to look at."""
+        """PSNR in dB on held-out clips at 128x128, mean over frames and clips; leaves a picture."""
         model = self._with(weights)
         scores: list[float] = []
         rows: list[Tensor] = []
         for clip in self.held_out():
-            video = to_model(clip, torch.bfloat16)
+            video = to_model(clip)
             decoded = model.decode(model.encode(video)).float().clamp(-1, 1)
             error = (decoded - video.float()).square().mean(dim=(0, 1, 3, 4)) / 4
             scores.append((-10 * error.clamp(min=1e-10).log10()).mean().item())

@@ -1,0 +1,129 @@
+"""The diffusion task: it shows the transformer what the sampler shows it, and it can learn."""
+
+import pytest
+import torch
+
+from cogvideox.core import rng
+from cogvideox.diffusion.samplers import Sampler
+from cogvideox.diffusion.timesteps import sampling_timesteps
+from cogvideox.generation.noise import KeyedNoise
+from cogvideox.generation.sample import Conditions, Known, predict, sample
+from cogvideox.training.diffusion import DiffusionTask, Item, TextAndTransformer
+from cogvideox.training.optim import MasterOptimizer
+from cogvideox.training.text import tokenize
+from tests.tiny import prompt, tiny_model, tiny_spec
+
+
+def make_task(model, drop_text=0.0):
+    both = TextAndTransformer(model.transformer, model.text.model)
+    both.requires_grad_(True)
+    return DiffusionTask(
+        both,
+        lambda captions: tokenize(model.text.tokenizer, captions, model.text.length),
+        batches=None,
+        schedule=model.schedule,
+        seed=3,
+        drop_text=drop_text,
+        judge=None,
+    )
+
+
+def item(index=0, known=0, frames=3):
+    latents = rng.normal((4, frames, 4, 6), 1, "latents", index)
+    return Item(latents, prompt(5, seed=index), f"clip/{index}", known)
+
+
+class Spy:
+    """Keeps the packs that a transformer is given."""
+
+    def __init__(self, transformer):
+        self.packs = []
+        transformer.register_forward_pre_hook(lambda module, args: self.packs.append(args[0]))
+
+
+@pytest.mark.parametrize("like", ["5b", "1.5-5b"])
+def test_training_and_sampling_show_the_transformer_the_same(like):
+    model = tiny_model(like)
+    task, spy = make_task(model), Spy(model.transformer)
+    batch = [item(0), item(1)]
+    task.loss(batch, step=7)
+    trained = spy.packs.pop()
+    sizes = [s.video_length for s in trained.segments]
+    for j, (one, rows) in enumerate(zip(batch, trained.video_LP.split(sizes), strict=True)):
+        t = int(trained.timestep_S[j])
+        frames = one.latents_CTHW.shape[1]
+        clean = torch.cat(
+            [one.latents_CTHW[:, :1]] * (frames % model.spec.transformer.patch[0]) + [one.latents_CTHW], 1
+        )
+        noise = rng.normal(clean.shape, 3, "noise", 7, j)
+        noisy = model.schedule.add_noise(clean[None], noise[None], torch.tensor([t]))[0]
+        text = model.text.encode([one.caption])[0]
+        predict(model.transformer, noisy, t, Conditions(text, None), 1.0)
+        sampled = spy.packs.pop()
+        assert torch.equal(rows, sampled.video_LP)
+        text = trained.text_LC.split(model.text.length)[j]  # a batch of prompts rounds differently
+        torch.testing.assert_close(text, sampled.text_LC, rtol=1e-5, atol=1e-5)
+        assert int(sampled.timestep_S[0]) == t
+        assert sampled.segments[0].grid == trained.segments[j].grid
+
+
+def test_dropped_text_is_what_the_unconditional_branch_gets():
+    model = tiny_model("5b")
+    task, spy = make_task(model, drop_text=1.0), Spy(model.transformer)
+    task.loss([item(0)], step=0)
+    assert model.spec.unconditional == "zeros"
+    assert not spy.packs[0].text_LC.any()
+
+
+def test_known_frames_are_clean_in_training_as_in_sampling():
+    model = tiny_model("5b")
+    task, spy = make_task(model), Spy(model.transformer)
+    one, rows = item(0, known=2), 2 * 2 * 3  # two latent frames of 2x3 tokens
+    task.loss([one], step=0)
+    trained = spy.packs.pop().video_LP[:rows]
+    sampler = Sampler("ddim", model.schedule, sampling_timesteps(3))
+    noise = KeyedNoise(0)
+    start = sampler.start(noise.initial(tuple(one.latents_CTHW.shape), 0), 0)
+    conditions = Conditions(
+        model.text.encode([one.caption])[0], None, known=Known(one.latents_CTHW[:, :2], clean=True)
+    )
+    states = list(sample(model.transformer, sampler, start, conditions, noise))
+    assert all(torch.equal(pack.video_LP[:rows], trained) for pack in spy.packs)
+    assert torch.equal(states[-1].x[:, :2], one.latents_CTHW[:, :2])
+
+
+def test_no_loss_is_taken_on_known_frames():
+    """A change of what stands in known frames' targets would show: their noise is not even looked at."""
+    model = tiny_model("5b")
+    task = make_task(model)
+    loss, _ = task.loss([item(0, known=2)], step=0)
+    (gradient,) = torch.autograd.grad(loss, [model.transformer.output.linear.weight])
+    assert gradient.abs().sum() > 0
+    outputs = []
+    model.transformer.register_forward_hook(lambda module, args, out: outputs.append(out))
+    loss, _ = task.loss([item(0, known=2)], step=0)
+    (per_row,) = torch.autograd.grad(loss, outputs)
+    known_rows = 2 * 2 * 3
+    assert not per_row[:known_rows].any()
+    assert per_row[known_rows:].any(dim=1).all()
+
+
+def test_it_learns_a_clip_by_heart():
+    torch.manual_seed(0)
+    model = tiny_model(tiny_spec("5b", layers=1))
+    task = make_task(model)
+    optimizer = MasterOptimizer(task.model, task.matrix_blocks, matrix_lr=0.02, lr=5e-3)
+    batch, losses = [item(0)] * 8, []
+    for step in range(150):
+        loss, _ = task.loss(batch, step)
+        loss.backward()
+        optimizer.step(1.0, step)
+        losses.append(loss.item())
+    assert sum(losses[-10:]) < 0.5 * sum(losses[:10])
+
+
+def test_losses_are_logged_by_timestep():
+    model = tiny_model("5b")
+    _, metrics = make_task(model).loss([item(j) for j in range(8)], step=0)
+    assert {f"loss_{low}" for low in (0, 250, 500, 750)} <= set(metrics)
+    assert metrics["tokens"] == 8 * (model.text.length + 3 * 2 * 3)

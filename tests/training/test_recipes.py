@@ -1,0 +1,135 @@
+"""Recipes end to end: VAE, latents, transformer and a model that generates, through the command."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from cogvideox import load
+from cogvideox.core.errors import InputError
+from cogvideox.training.latents import Bucket, LatentStore, encode_bucket
+from cogvideox.training.recipe import load_recipe
+from tests.tiny import tiny_model
+
+VAE = {
+    "task": "vae",
+    "seed": 0,
+    "vae": {"channels": [8, 8, 16, 16], "blocks": 1, "groups": 4, "latent_channels": 4, "scale": 1.0},
+    "loss": {"kl_weight": 1e-4, "gradient_weight": 0.5},
+    "stages": [
+        {"steps": 2, "batch": 1, "frames": 1, "crop": 32, "sizes": [32]},
+        {"steps": 2, "batch": 1, "frames": 9, "crop": 32, "sizes": [32]},
+    ],
+    "optimizer": {"matrix_lr": 0.02, "lr": 1e-3},
+}
+SMALL = {"layers": 1, "heads": 2, "head_dim": 16, "time_dim": 16, "text_dim": 16, "text_length": 24}
+DIFFUSION = {
+    "task": "diffusion",
+    "seed": 0,
+    "model": {
+        "name": "tiny",
+        "transformer": {**SMALL, "in_channels": 4, "out_channels": 4, "base_grid": [3, 2, 2]},
+        "vae": {},
+        "frames": 9,
+        "height": 32,
+        "width": 32,
+        "trained_frames": [1, 9],
+        "trained_side": [32, 32],
+        "steps": 2,
+        "first_frame": True,
+    },
+    "text": {"layers": 1, "heads": 2, "head_dim": 8, "ff_dim": 16, "vocabulary": 200},
+    "buckets": [{"level": "single", "frames": 9, "height": 32, "width": 32, "clips": 64}],
+    "drop_text": 0.1,
+    "known": 0.5,
+    "stages": [{"steps": 3, "mix": {"single-9f-32x32": 4}}],
+    "optimizer": {"matrix_lr": 0.02, "lr": 1e-3},
+}
+
+
+def write(path: Path, recipe: dict) -> Path:
+    path.write_text(yaml.safe_dump(recipe))
+    return path
+
+
+def train(recipe: Path, folder: Path) -> subprocess.CompletedProcess:
+    script = (
+        "import sys, torch; torch.set_num_threads(1); from cogvideox.cli.main import main; "
+        "sys.argv = ['cogvideox', 'train', *sys.argv[1:], '--workers', '0']; main()"
+    )
+    command = [sys.executable, "-c", script, str(recipe), "--output", str(folder)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_from_recipes_to_a_model_that_generates(tmp_path):
+    first = train(write(tmp_path / "vae.yaml", VAE), tmp_path / "vae")
+    assert first.returncode == 0, first.stderr
+    recipe = DIFFUSION | {"vae": str(tmp_path / "vae" / "vae"), "latents": str(tmp_path / "latents")}
+    second = train(write(tmp_path / "model.yaml", recipe), tmp_path / "model")
+    assert second.returncode == 0, second.stderr
+    assert list((tmp_path / "model").glob("*.png"))
+    pipe = load(tmp_path / "model" / "model")
+    assert pipe("a cat runs in the snow", seed=1).frames.shape == (9, 32, 32, 3)
+    assert pipe.vae.spec.scale != 1.0  # measured from the latents
+    # The same command again finds all done: nothing is trained twice.
+    again = train(tmp_path / "model.yaml", tmp_path / "model")
+    assert again.returncode == 0
+    assert not again.stdout
+
+
+def test_latents_of_another_vae_are_refused(tmp_path):
+    bucket = Bucket(level="single", frames=1, height=32, width=32, clips=1)
+    vae = tiny_model("5b").vae
+    encode_bucket(vae, bucket, tmp_path, seed=0, fingerprint="a", workers=0)
+    encode_bucket(vae, bucket, tmp_path, seed=0, fingerprint="a", workers=0)
+    with pytest.raises(InputError, match="another VAE"):
+        encode_bucket(vae, bucket, tmp_path, seed=0, fingerprint="b", workers=0)
+    with pytest.raises(InputError, match="another VAE"):
+        encode_bucket(vae, bucket, tmp_path, seed=1, fingerprint="a", workers=0)
+
+
+def test_stored_latents_are_those_of_generation(tmp_path):
+    from cogvideox.data.storybook import World
+    from cogvideox.generation.media import encode
+
+    bucket, vae = Bucket(level="single", frames=9, height=32, width=32, clips=1), tiny_model("5b").vae
+    encode_bucket(vae, bucket, tmp_path, seed=0, fingerprint="a", workers=0)
+    store = LatentStore(bucket, tmp_path)
+    clip = World(seed=0, split="train", level="single").clip(5, duration=1.0)
+    want = encode(vae, clip.render(frames=9, fps=8, height=32, width=32))
+    torch.testing.assert_close(store.latents(5).float(), want, rtol=8e-3, atol=1e-3)  # stored as bf16
+    assert clip.short_caption(0) in store.captions(5)
+
+
+def test_missing_latents_are_named(tmp_path):
+    with pytest.raises(InputError, match="1 files of latents are missing"):
+        LatentStore(Bucket(frames=1, height=32, width=32, clips=10), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"stepps": 1}, "stepps: Extra inputs"),
+        ({"seed": "x"}, "seed: Input should be a valid integer"),
+        ({"stages": [{"steps": 1}]}, "stages.0"),
+        ({"task": "dance"}, "dance"),
+    ],
+)
+def test_wrong_recipes_are_named(tmp_path, change, message):
+    with pytest.raises(InputError, match=message):
+        load_recipe(write(tmp_path / "r.yaml", VAE | change))
+
+
+def test_unreadable_recipes_are_one_line(tmp_path):
+    with pytest.raises(InputError, match="No such file"):
+        load_recipe(tmp_path / "none.yaml")
+    (tmp_path / "bad.yaml").write_text("a: [")
+    with pytest.raises(InputError, match="not YAML"):
+        load_recipe(tmp_path / "bad.yaml")
+    done = train(tmp_path / "none.yaml", tmp_path / "run")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "run").exists()
