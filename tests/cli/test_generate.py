@@ -8,8 +8,11 @@ import time
 
 import numpy as np
 import pytest
+import torch
 
 from cogvideox.data.video import WRITERS, probe, read_metadata, read_video, write_image, write_video
+from cogvideox.generation import load
+from cogvideox.generation.media import Latents
 from tests.cli.conftest import start
 
 DOG = "a red dog runs"
@@ -152,19 +155,27 @@ BAD = [
     (("generate", DOG, "--guidance", "-1"), "guidance"),
     (("generate", DOG, "--sampler", "euler"), "sampler"),
     (("generate", DOG, "--image", "missing.png"), "missing.png"),
-    (("generate", DOG, "--image", "text.png"), "text.png"),
+    (("generate", DOG, "--image", "text.png"), "^cogvideox: cannot read .*/text.png"),
+    (("generate", DOG, "--image", "cut.png"), "^cogvideox: cannot read .*/cut.png"),
+    (("generate", DOG, "--image", "cut.png", "--dry-run"), "cut.png"),
     (("generate", DOG, "--video", "missing.mp4"), "missing.mp4"),
     (("generate", DOG, "--extend", "missing.safetensors"), "missing.safetensors"),
     (("generate", DOG, "--video", "text.mp4"), "text.mp4"),
     (("generate", DOG, "--output", "none/x.mp4"), "does not exist"),
     (("generate", DOG, "--output", "x.avi"), "avi"),
     (("generate", DOG, "--output", "x.png"), "one frame"),
+    (("generate", DOG, "--output", "folder.mp4"), "there is a folder of that name"),
+    (("generate", DOG, "--output", "text.png-folder"), "there is a file of that name"),
+    (("generate", DOG, "--output", "text.txt/x.mp4"), "text.txt does not exist"),
     (("generate", DOG, "--count", "0"), "count"),
     (("generate", DOG, "--dtype", "fp8"), "fp8"),
     (("generate", DOG, "--device", "quantum"), "quantum"),
     (("generate", DOG, "--offload", "disk"), "offload"),
     (("generate", DOG, "--compat", "sat"), "compat"),
     (("generate", DOG, "--lora", "missing.safetensors"), "missing.safetensors"),
+    (("generate", DOG, "--lora", "missing.safetensors", "--dry-run"), "missing.safetensors"),
+    (("generate", DOG, "--lora", "cut.safetensors"), "cut.safetensors is damaged"),
+    (("generate", DOG, "--lora", "text.safetensors:2", "--dry-run"), "text.safetensors is damaged"),
     (("generate", DOG, "--prompts", "text.txt"), "not both"),
     (("generate", "--prompts", "missing.txt"), "missing.txt"),
     (("generate", "--from", "missing.mp4"), "missing.mp4"),
@@ -172,6 +183,9 @@ BAD = [
     (("generate", DOG, "--no-such-option"), "no-such-option"),
     (("decode", "missing.safetensors"), "missing.safetensors"),
     (("decode", "text.txt"), "text.txt"),
+    (("decode", "many.safetensors", "-o", "x.png"), "one frame of 9"),
+    (("decode", "many.safetensors", "-o", "x.safetensors"), "suffix is none of"),
+    (("decode", "many.safetensors", "-o", "folder.mp4"), "there is a folder of that name"),
     (("info", "nope"), "nope"),
     (("info", "text.mp4"), "text.mp4"),
     (("doctor", "--device", "quantum"), "quantum"),
@@ -182,16 +196,23 @@ BAD = [
 @pytest.mark.parametrize(
     ("arguments", "word"), BAD, ids=lambda v: " ".join(v) if isinstance(v, tuple) else ""
 )
-def test_bad_input_is_one_line_and_status_2(run, models, tmp_path, arguments, word):
-    for name in ("text.png", "text.mp4", "text.txt"):
-        (tmp_path / name).write_text("words")
+def test_bad_input_is_one_line_and_status_2(run, models, tmp_path, monkeypatch, arguments, word):
+    for suffix in ("png", "mp4", "txt", "safetensors", "png-folder"):
+        (tmp_path / f"text.{suffix}").write_text("words")
     write_video(tmp_path / "plain.mp4", [frames(5)], 8)
+    write_image(tmp_path / "cut.png", frames(1)[0])
+    Latents(torch.zeros(4, 3, 4, 6), 8, {}).save(tmp_path / "many.safetensors")
+    Latents(torch.zeros(4, 3, 4, 6), 8, {}).save(tmp_path / "cut.safetensors")
+    for name in ("cut.png", "cut.safetensors"):
+        os.truncate(tmp_path / name, (tmp_path / name).stat().st_size // 2)
+    (tmp_path / "folder.mp4").mkdir()
+    monkeypatch.setattr(load, "load_model", lambda *a, **k: pytest.fail("too late: the model is loaded"))
     before = names(tmp_path)
     extra = ("--model", models["5b"]) if arguments[0] == "generate" and "--model" not in arguments else ()
     done = run(*arguments, *extra)
     assert done.status == 2, done.err
     assert done.out == ""
-    message = done.err.strip().splitlines()[-1]
+    (message,) = done.err.splitlines()
     assert message.startswith("cogvideox: ")
     assert re.search(word, message), message
     assert names(tmp_path) == before

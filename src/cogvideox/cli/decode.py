@@ -16,15 +16,17 @@ def decode(
     device: Annotated[str | None, typer.Option(help="cpu, cuda or mps.")] = None,
 ) -> None:
     """Decode LATENTS, such as a run that was stopped has left, into a video; the latents file stays."""
+    from cogvideox.data.video import WRITERS, check_target
     from cogvideox.generation.console import ConsoleWatch, report_line
     from cogvideox.generation.load import load
     from cogvideox.generation.media import LATENTS, Latents, check_latents
     from cogvideox.generation.render import write
-    from cogvideox.generation.result import check_output
 
     kept = Latents.load(latents)
     name = latents.name.removesuffix(LATENTS)
-    path = check_output(output or latents.with_name(name if Path(name).suffix else name + ".mp4"))
+    suffix = "" if Path(name).suffix.lower() in WRITERS else ".mp4"
+    path = output or latents.with_name(name + suffix)
+    check_target(path, kept.info.frames)
     known = kept.metadata.get("model", {})
     watch = ConsoleWatch()
     with watch.stage("load"):
@@ -33,6 +35,7 @@ def decode(
             dtype=dtype or known.get("dtype"),
             device=device or known.get("device"),
             compat=known.get("compat"),
+            revision=known.get("revision") if model is None else None,
         )
     check_latents(kept.latents_CTHW, pipe.spec)
     write(pipe, kept, path, watch)

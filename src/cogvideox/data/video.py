@@ -83,7 +83,7 @@ def is_picture(path: str | Path) -> bool:
 
 def read_image(path: str | Path) -> Frames:
     """A picture file as (H, W, 3), turned as its EXIF says. InputError when it is missing or no picture."""
-    with _reading("image", path), Image.open(path) as picture:
+    with _reading(path), Image.open(path) as picture:
         return np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
 
 
@@ -100,11 +100,11 @@ def probe(path: str | Path) -> Info:
     """Frames, size and rate of anything `read_video` takes, without decoding. InputError: it holds no
     picture."""
     path = Path(path)
-    with _reading("video", path):
+    with _reading(path):
         if path.is_dir():
             files = sorted(path.glob("*.png"))
             if not files:
-                raise InputError(f"cannot read the video {path}: it holds no .png frames")
+                raise InputError(f"cannot read {path}: it holds no .png frames")
             height, width = read_image(files[0]).shape[:2]
             return Info(len(files), height, width, (read_metadata(path) or {}).get("fps"))
         if is_picture(path):
@@ -118,7 +118,7 @@ def probe(path: str | Path) -> Info:
                 return Info(count, height, width, rate if count > 1 else None)
         with av.open(str(path)) as container:
             if not container.streams.video:
-                raise InputError(f"cannot read the video {path}: it has no video stream")
+                raise InputError(f"cannot read {path}: it has no video stream")
             stream = container.streams.video[0]
             turned = round(next(container.decode(stream)).rotation / 90) % 2
             container.seek(0)
@@ -139,7 +139,7 @@ def read_video(
     """
     path = Path(path)
     source = probe(path).fps
-    with _reading("video", path):
+    with _reading(path):
         timed = _timed_frames(path, source)
         frames: Iterator[Frames] = (frame for _, frame in timed)
         if fps is None or source is None:
@@ -150,7 +150,7 @@ def read_video(
             frames = (cover_crop(frame, *size) for frame in frames)
         picked = list(itertools.islice(frames, limit))
         if len({frame.shape for frame in picked}) != 1:
-            raise InputError(f"cannot read the video {path}: its frames differ in size")
+            raise InputError(f"cannot read {path}: its frames differ in size")
         return Clip(np.stack(picked), fps)
 
 
@@ -205,7 +205,7 @@ def retime(timed: Iterable[tuple[float, Frames]], fps: float) -> Iterator[Frames
 
 
 @contextlib.contextmanager
-def _reading(kind: str, path: str | Path) -> Iterator[None]:
+def _reading(path: str | Path) -> Iterator[None]:
     """Turns what libraries raise on missing, broken and foreign files into one line."""
     try:
         yield
@@ -213,7 +213,7 @@ def _reading(kind: str, path: str | Path) -> Iterator[None]:
         raise
     except _UNREADABLE as error:
         reason = (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0]
-        raise InputError(f"cannot read the {kind} {path}: {reason}") from None
+        raise InputError(f"cannot read {path}: {reason}") from None
 
 
 # ------------------------------------------------------------------------------------------------- metadata
@@ -225,7 +225,7 @@ def read_metadata(path: str | Path) -> Metadata | None:
     if path.is_dir():
         file = next(iter(sorted(path.glob("*.png"))), None)
         return None if file is None else read_metadata(file)
-    with _reading("file", path):
+    with _reading(path):
         return _parse(_embedded(path))
 
 

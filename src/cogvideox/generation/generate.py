@@ -135,7 +135,7 @@ def _encode(
         return None
     with watch.stage("encode"), place.turn(model.vae):
         if settings.task == "image":
-            frames = media.image(shape.height, shape.width)[None]
+            frames = media.clip(1, settings.fps, shape.height, shape.width)
             drawn = noise.posterior((channels, 1, h, w))
             return encode(model.vae, frames, drawn, condition=model.spec.image_conditioned)
         length = shape.frames

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
-from safetensors import SafetensorError
 
 from cogvideox.checkpoints import lora as adapters
 from cogvideox.checkpoints.configs import ImageScale
@@ -49,16 +48,13 @@ def load(
     condition, `unconditional` text ("zeros", "empty"), `position_policy` ("interpolate", "extrapolate").
     Raises InputError when the model does not exist, is damaged or does not fit.
     """
-    if offload not in ("auto", "none", "cpu"):
-        raise InputError(f"unknown offload {offload!r}{nearest(offload, ['auto', 'none', 'cpu'])}")
-    if compat not in (None, "diffusers"):
-        raise InputError(f"unknown compat {compat!r} (known: 'diffusers')")
+    check_words(offload, compat)
     pairs = [one if isinstance(one, tuple) else (one, 1.0) for one in lora]
     target = pick_device(device)
     precision = pick_dtype(dtype, target)
     spec, weights = survey(source, precision, revision)
     parts_wait = must_wait(spec, weights, target, offload)
-    loras = [(read_adapter(file), weight) for file, weight in pairs]
+    loras = [(adapters.load_lora(file), weight) for file, weight in pairs]
     accelerator = target.type != "cpu"
     model = load_model(
         lasting(source),
@@ -82,12 +78,12 @@ def load(
     )
 
 
-def read_adapter(file: str | Path) -> adapters.Lora:
-    """An adapter, mapped into memory. InputError when it is missing or damaged."""
-    try:
-        return adapters.load_lora(file)
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"cannot read the adapter {file}: {error}") from None
+def check_words(offload: str, compat: str | None) -> None:
+    """InputError for an `offload` or a `compat` that `load` does not know."""
+    if offload not in get_args(Offload):
+        raise InputError(f"unknown offload {offload!r}{nearest(offload, get_args(Offload))}")
+    if compat not in (None, *get_args(Compat)):
+        raise InputError(f"unknown compat {compat!r}{nearest(str(compat), get_args(Compat))}")
 
 
 def lasting(source: str | Path) -> str:

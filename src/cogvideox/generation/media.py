@@ -49,14 +49,14 @@ class Media:
         count, height, width = frames.shape[:3]
         return cls(Info(count, height, width, fps if count > 1 else None), frames)
 
-    def image(self, height: int, width: int) -> Frames:
-        """The first frame, (height, width, 3), fitted by `cover_crop`."""
-        if isinstance(self.source, Path):
-            still = is_picture(self.source)
-            frame = read_image(self.source) if still else read_video(self.source, limit=1).frames[0]
-        else:
-            frame = self.source[0]
-        return cover_crop(frame, height, width)
+    @classmethod
+    def first(cls, value: Any) -> Media:
+        """The first frame of anything that `of` takes, read at once: it must not turn out to be damaged only
+        when the model is loaded.
+        """
+        if isinstance(value, (str, Path)):
+            value = read_image(value) if is_picture(value) else read_video(value, limit=1).frames
+        return cls.of(_frames(getattr(value, "frames", value))[0])
 
     def clip(self, frames: int, fps: float, height: int, width: int, *, last: bool = False) -> Frames:
         """The first or last frames at `fps`, (frames, height, width, 3), fitted by `cover_crop`."""
@@ -141,7 +141,7 @@ class Inputs:
         """The files that a request names. InputError when one is missing or unreadable."""
         extend = request.extend
         return cls(
-            image=None if request.image is None else Media.of(request.image),
+            image=None if request.image is None else Media.first(request.image),
             video=None if request.video is None else Media.of(request.video),
             extend=None if extend is None else previous(extend),
         )

@@ -137,7 +137,7 @@ class Pipeline:
             values["dynamic_guidance"] = "official" if dynamic_guidance else "constant"
         request = Request.parse(values)
         media = Inputs(
-            image=None if image is None else Media.of(image),
+            image=None if image is None else Media.first(image),
             video=None if video is None else Media.of(video, getattr(video, "fps", None)),
             extend=None if extend is None else previous(extend, fps or self.spec.fps),
             start_CTHW=None if latents is None else as_latents(latents),

@@ -9,10 +9,11 @@ from typing import Any, Self
 
 import torch
 
+from cogvideox.checkpoints.lora import load_lora
 from cogvideox.core.device import memory, pick_device, pick_dtype
 from cogvideox.core.shapes import ClipShape
 from cogvideox.generation.jobs import Job, check_inputs
-from cogvideox.generation.load import load, survey
+from cogvideox.generation.load import check_words, load, survey
 from cogvideox.generation.media import Inputs
 from cogvideox.generation.pipeline import Pipeline
 from cogvideox.generation.plan import Plan, Weights, check, make_plan, measure, seconds_of
@@ -68,6 +69,7 @@ class Session:
             "lora": [tuple(p) for p in known.get("lora", [])] if lora is None else [adapter(x) for x in lora],
             "offload": offload,
         }
+        check_words(offload, found["compat"])
         return cls(found, record)
 
     @property
@@ -84,12 +86,14 @@ class Session:
         return survey(self.loading["source"], self.dtype, self.loading["revision"])
 
     def plan(self, jobs: Sequence[Job], accepted: Mapping[str, Any]) -> list[Planned]:
-        """Plan all jobs. InputError if any of them is illegal or does not fit.
+        """Plan all jobs. InputError if any of them is illegal or does not fit, or an adapter is damaged.
 
         Files that the record names must be as they were, except those that are `accepted` as given now.
         """
         speeds = measure(self.device, self.dtype)
         spec, weights = self.model
+        for file, _ in self.loading["lora"]:
+            load_lora(file)
         planned = []
         for job in jobs:
             inputs = Inputs.of(job.request)
