@@ -6,6 +6,12 @@ SEED   ?= 1
 BIN    := .venv/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
+# The shell takes these from the environment, as they are: quotes, $ and backticks mean nothing in them.
+override PROMPT := $(value PROMPT)
+override OUT    := $(value OUT)
+override SEED   := $(value SEED)
+export PROMPT OUT SEED
+
 .PHONY: demo test bench clean help
 
 help:
@@ -15,9 +21,9 @@ help:
 	@echo "make clean  remove what make made"
 
 demo: .venv/run.done
-	@echo "== generating $(OUT): $(PROMPT)"
-	@mkdir -p $(dir $(OUT))
-	@$(BIN)/cogvideox generate "$(PROMPT)" --seed $(SEED) --output $(OUT)
+	@printf '== generating %s: %s\n' "$$OUT" "$$PROMPT"
+	@mkdir -p "$$(dirname "$$OUT")"
+	@$(BIN)/cogvideox generate --seed "$$SEED" --output "$$OUT" -- "$$PROMPT"
 
 test: .venv/dev.done
 	@echo "== ruff"
@@ -35,6 +41,8 @@ clean:
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/run.done: requirements/run.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+		{ echo "$(PYTHON) is not Python 3.11 or newer; name one: make PYTHON=python3.12"; exit 1; }
 	@echo "== setting up .venv ($$($(PYTHON) --version))"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo "== installing PyTorch and the rest of requirements/run.lock"
