@@ -104,6 +104,7 @@ def assert_equal(ours, theirs):
             "rank_pattern": {"to_k": 2},
             "alpha_pattern": {"to_k": 6, "0.attn1.to_q": 3},
         },
+        {"r": 4, "lora_alpha": 2, "alpha_pattern": {"to_k": 6, "0.attn1.to_k": 3, "to_v": 5}},
     ],
 )
 def test_merging_equals_diffusers(folder_of, adapter, settings):
@@ -146,6 +147,22 @@ def test_undo_restores_every_bit(folder_of, adapter, dtype):
     inner = apply(model, [(lora, 3.3), (lora, 0.1)])
     inner.undo()
     outer.undo()
+    outer.undo()
+    assert same_weights(model.transformer, before.transformer)
+
+
+def test_undo_out_of_order_is_refused_and_changes_nothing(folder_of, adapter):
+    model = load_model(folder_of("5b"), dtype="fp32")
+    before = load_model(folder_of("5b"), dtype="fp32")
+    # One part of a fused matrix, at whose other parts nobody looks.
+    queries = load_lora(adapter("q", targets=["to_q"], r=4))
+    outer = apply(model, [(queries, 1.0), (load_lora(adapter("o", targets=["to_out.0"], r=4)), 1.0)])
+    inner = apply(model, [(queries, 2.0)])
+    merged = model.transformer.blocks[0].attention.qkv.weight.clone()
+    with pytest.raises(InputError, match="others were merged since; undo those first"):
+        outer.undo()
+    assert torch.equal(model.transformer.blocks[0].attention.qkv.weight, merged)
+    inner.undo()
     outer.undo()
     assert same_weights(model.transformer, before.transformer)
 
@@ -245,6 +262,10 @@ def test_the_wrong_base_is_refused_and_both_sides_are_named(folder_of, adapter, 
     cases = [
         (replace(lora, base="5b-i2v"), "made for '5b-i2v', does not belong to the model 'tiny-5b'"),
         (
+            replace(lora, base_fingerprint="abc"),
+            f"trained on weights abc, the model 'tiny-5b'.* has {model.fingerprint}",
+        ),
+        (
             Lora(layers | {"transformer_blocks.7.attn1.to_q": one}, source="x"),
             "the adapter x does not fit the model 'tiny-5b'.*8 of its layers have a place there, "
             "1 have none, such as 'transformer_blocks.7.attn1.to_q'",
@@ -260,6 +281,7 @@ def test_the_wrong_base_is_refused_and_both_sides_are_named(folder_of, adapter, 
         with pytest.raises(CheckpointError, match=message):
             apply(model, [(lora, 1.0), (wrong, 1.0)])
     assert same_weights(model.transformer, before.transformer), "all or nothing"
+    apply(model, [(replace(lora, base="tiny-5b", base_fingerprint=model.fingerprint), 1.0)])
 
 
 def test_the_base_of_a_peft_adapter_is_recognised(adapter, tmp_path):
@@ -295,6 +317,16 @@ def test_the_base_of_a_peft_adapter_is_recognised(adapter, tmp_path):
             ),
             "rank 4 in one matrix and 3 in the other",
         ),
+        (
+            lambda w: w.update(
+                {"transformer.transformer_blocks.0.attn1.to_q.lora_B.weight": torch.zeros(32)}
+            ),
+            r"to_q' has no up matrix but \(32,\)",
+        ),
+        (
+            lambda w: w.update({"transformer.transformer_blocks.0.attn1.to_q.alpha": torch.zeros(2)}),
+            r"to_q.alpha' is no number but has shape \(2,\)",
+        ),
         (lambda w: w.clear(), "holds no adapter weights"),
     ],
 )
@@ -306,9 +338,30 @@ def test_damaged_files_are_named(adapter, tmp_path, change, message):
         load_lora(tmp_path / "bad.safetensors")
 
 
+def test_unreadable_files_are_named(adapter, tmp_path):
+    file = adapter(r=4) / "pytorch_lora_weights.safetensors"
+    weights = load_file(file)
+    for key, text, message in (
+        ("cogvideox", "{", "'cogvideox' is not valid JSON"),
+        ("lora_adapter_metadata", "[]", "'lora_adapter_metadata' does not hold a JSON object"),
+        ("lora_adapter_metadata", '{"transformer.lora_alpha": "8"}', "lora_alpha = '8': .*number"),
+        ("lora_adapter_metadata", '{"transformer.alpha_pattern": {"q": []}}', "alpha_pattern = .*number"),
+    ):
+        save_file(weights, tmp_path / "bad.safetensors", metadata={key: text})
+        with pytest.raises(CheckpointError, match=rf"bad\.safetensors: .*{message}") as caught:
+            load_lora(tmp_path / "bad.safetensors")
+        assert "\n" not in str(caught.value)
+    for name, data in (("short.safetensors", file.read_bytes()[:500]), ("x.bin", b"?"), ("y.pt", b"")):
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(CheckpointError, match=rf"{name} is damaged") as caught:
+            load_lora(tmp_path / name)
+        assert "\n" not in str(caught.value)
+
+
 def test_missing_files_are_named(tmp_path):
-    with pytest.raises(InputError, match=r"no adapter at ./nothing/here/at/all"):
-        load_lora("./nothing/here/at/all")
+    for missing in ("./nothing/here/at/all", "loras/style.safetensors", "style.pt"):
+        with pytest.raises(InputError, match=f"no such adapter file or folder: {missing}"):
+            load_lora(missing)
     with pytest.raises(CheckpointError, match="no adapter in"):
         load_lora(tmp_path)
     with pytest.raises(InputError, match="cannot load 'someone/lora'"):

@@ -12,6 +12,7 @@ from cogvideox.checkpoints import sat
 from cogvideox.checkpoints.convert import Parts, convert
 from cogvideox.checkpoints.folder import load_model
 from cogvideox.checkpoints.keymaps import from_ours
+from cogvideox.checkpoints.lora import load_lora
 from cogvideox.core.errors import CheckpointError, InputError
 from cogvideox.models.specs import SPECS
 from cogvideox.models.transformer.positions import coordinates, sincos_table
@@ -132,6 +133,35 @@ def test_every_key_is_accounted_for(folder_of, sat_folder, tmp_path, change, mes
     with pytest.raises(CheckpointError, match=message):
         convert(sat_folder, tmp_path / "out", parts=parts)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_bare_vae_with_a_stray_key_names_the_stray_key(sat_folder, tmp_path):
+    file = sat_folder / "vae" / sat.VAE_FILE
+    edit(file, lambda m: m.update({"discriminator.x": torch.zeros(3)}), key="state_dict")
+    with pytest.raises(CheckpointError, match=r"3d-vae\.pt: unknown key 'discriminator\.x'"):
+        convert(file, tmp_path / "out", parts=Parts(model="5b"))
+
+
+def sat_adapter(file, **extra):
+    """An adapter as SAT's trainer leaves it: with the frozen weights of its base."""
+    attention = "model.diffusion_model.transformer.layers.0.attention"
+    state = {
+        f"{attention}.query_key_value.matrix_A.0": torch.ones(4, 32),
+        f"{attention}.query_key_value.matrix_B.0": torch.ones(32, 4),
+        f"{attention}.query_key_value.original.weight": torch.ones(96, 32),
+        "model.diffusion_model.mixins.adaln_layer.adaLN_modulations.0.1.bias": torch.ones(3),
+        "model.diffusion_model.mixins.pos_embed.pos_embedding": torch.ones(3),
+    }
+    torch.save({"module": state | extra}, file)
+    return file
+
+
+def test_adapters_account_for_every_key_too(tmp_path):
+    assert len(load_lora(sat_adapter(tmp_path / "good.pt")).layers) == 1
+    for stray in ("transformer.layers.0.attention.query_key_value.matrix_C.0", "controlnet.weight"):
+        file = sat_adapter(tmp_path / "bad.pt", **{f"model.diffusion_model.{stray}": torch.ones(4, 32)})
+        with pytest.raises(CheckpointError, match=rf"bad\.pt: '{stray}' is part of neither"):
+            load_lora(file)
 
 
 class Planted:

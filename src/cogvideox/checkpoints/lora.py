@@ -17,14 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from cogvideox.checkpoints import hub, sat
 from cogvideox.checkpoints.folder import Model
 from cogvideox.checkpoints.keymaps import Rule, diffusers_transformer
-from cogvideox.checkpoints.settings import read_json
+from cogvideox.checkpoints.settings import parse_json, read_json, typed
 from cogvideox.checkpoints.weights import Weights
 from cogvideox.core.errors import CheckpointError, InputError, nearest
 from cogvideox.core.files import atomic_path
@@ -41,6 +40,7 @@ KEY = re.compile(
     r"(?:base_model\.model\.)?(?:transformer\.)?(?P<module>.+?)\."
     r"(?:lora_(?P<new>[AB])(?:\.[\w-]+)?\.weight|lora\.(?P<old>down|up)\.weight|(?P<alpha>alpha))"
 )
+FILE_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 SAT_MODULES = {
     ("query_key_value", "0"): "to_q",
     ("query_key_value", "1"): "to_k",
@@ -96,22 +96,22 @@ def load_lora(source: str | Path, *, alpha: float | None = None, revision: str |
     alpha comes from the file (`.alpha` keys, metadata, `adapter_config.json`) unless it is given here;
     files that say nothing get alpha = rank, as in diffusers, with a warning (SAT trains with alpha 1 and
     does not store it: checkpoints in its own format get 1, but files exported from them need `alpha=1`).
-    Raises CheckpointError for any key that is not part of an adapter, and when there is none.
+    Raises CheckpointError for any key that is not part of an adapter, and when there is none; InputError
+    when there is no such file.
     """
     path = Path(source).expanduser()
     if not path.exists():
-        if str(source).count("/") != 1:
-            raise InputError(f"no adapter at {source}")
+        if str(source).count("/") != 1 or path.suffix in FILE_SUFFIXES:
+            raise InputError(f"no such adapter file or folder: {source}")
         path = hub.fetch(str(source), ["*.safetensors", PEFT_CONFIG], revision)
     if path.is_dir():
         path = _adapter_file(path)
     if path.suffix != ".safetensors":
         return _read_sat(path, alpha)
-    with safe_open(str(path), "pt") as opened:
-        metadata = opened.metadata() or {}
-    own = json.loads(metadata.get(OWN_METADATA, "{}"))
-    config = _peft_config(path, metadata)
-    matrices, alphas = _matrices(Weights(path), str(path))
+    weights = Weights(path)
+    own = parse_json(weights.metadata.get(OWN_METADATA, "{}"), f"{path}: metadata {OWN_METADATA!r}")
+    config = _peft_config(path, weights.metadata)
+    matrices, alphas = _matrices(weights, str(path))
     layers, silent = {}, False
     for name, (down, up) in matrices.items():
         stored = alphas.get(name, _configured_alpha(config, name, down.shape[0]))
@@ -147,7 +147,7 @@ def _adapter_file(folder: Path) -> Path:
 def _peft_config(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     """The PEFT configuration of an adapter, from its metadata or from the file beside it."""
     if DIFFUSERS_METADATA in metadata:
-        packed = json.loads(metadata[DIFFUSERS_METADATA])
+        packed = parse_json(metadata[DIFFUSERS_METADATA], f"{path}: metadata {DIFFUSERS_METADATA!r}")
         config = {key.removeprefix("transformer."): value for key, value in packed.items()}
     elif (path.parent / PEFT_CONFIG).is_file():
         config = read_json(path.parent / PEFT_CONFIG)
@@ -156,15 +156,17 @@ def _peft_config(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     for setting in ("use_dora", "lora_bias"):
         if config.get(setting):
             raise CheckpointError(f"{path}: adapters with {setting} are not supported")
+    for setting, kind in (("lora_alpha", float), ("alpha_pattern", dict[str, float])):
+        if config.get(setting) is not None:
+            typed(config[setting], kind, f"{path}: {setting}")
     return config
 
 
 def _configured_alpha(config: Mapping[str, Any], name: str, rank: int) -> float | None:
-    """alpha of one module as PEFT's settings give it: patterns name the ends of module names."""
-    alpha = config.get("lora_alpha")
-    for pattern, value in (config.get("alpha_pattern") or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", name):
-            alpha = value
+    """alpha of one module as PEFT's settings give it: the first pattern that its name ends with."""
+    patterns = (config.get("alpha_pattern") or {}).items()
+    found = (value for pattern, value in patterns if re.match(rf"(.*\.)?({pattern})$", name))
+    alpha = next(found, config.get("lora_alpha"))
     if alpha is not None and config.get("use_rslora"):
         return float(alpha * rank**0.5)  # rank-stabilised: the scale is alpha / sqrt(rank)
     return alpha
@@ -181,6 +183,8 @@ def _matrices(
         if match is None:
             raise CheckpointError(f"{what}: {key!r} is not part of an adapter of the transformer")
         if match["alpha"]:
+            if tensor.numel() != 1:
+                raise CheckpointError(f"{what}: {key!r} is no number but has shape {tuple(tensor.shape)}")
             alphas[match["module"]] = float(tensor)
         else:
             side = "down" if "A" == match["new"] or match["old"] == "down" else "up"
@@ -194,6 +198,8 @@ def _pair(name: str, pair: Mapping[str, Tensor], what: str) -> tuple[Tensor, Ten
     for side in ("down", "up"):
         if side not in pair:
             raise CheckpointError(f"{what}: {name!r} has no {side} matrix")
+        if pair[side].ndim < 2:
+            raise CheckpointError(f"{what}: {name!r} has no {side} matrix but {tuple(pair[side].shape)}")
     down, up = pair["down"], pair["up"]
     if down.shape[0] != up.shape[1]:
         raise CheckpointError(
@@ -266,18 +272,31 @@ class Applied:
     def __init__(self, transformer: Transformer, originals: dict[str, Tensor]) -> None:
         self._transformer = transformer
         self._originals = originals
+        parameters = dict(transformer.named_parameters())
+        self._merged = {name: _checksum(parameters[name]) for name in originals}
 
     @torch.no_grad()
     def undo(self) -> None:
-        """Put the original matrices back; a second call does nothing."""
+        """Put the original matrices back; a second call does nothing.
+
+        Raises InputError, and changes nothing, if the matrices are not those that were merged any more.
+        """
         parameters = dict(self._transformer.named_parameters())
         for name, original in self._originals.items():
             if parameters[name].dtype != original.dtype:
                 raise InputError(
                     f"cannot undo adapters: the model's dtype changed from {original.dtype} since"
                 )
+            if _checksum(parameters[name]) != self._merged[name]:
+                raise InputError("cannot undo adapters: others were merged since; undo those first")
+        for name, original in self._originals.items():
             parameters[name].data = original.to(parameters[name].device)
         self._originals = {}
+
+
+def _checksum(matrix: Tensor) -> int:
+    """Sum of the bits of a matrix as integers: exact, so the same on every device."""
+    return int(matrix.detach().view({2: torch.int16, 4: torch.int32}[matrix.element_size()]).sum())
 
 
 @torch.no_grad()
@@ -341,6 +360,10 @@ def _check(
             )
     if lora.base is not None and lora.base != model.spec.name:
         raise CheckpointError(f"{adapter} does not belong to {target}")
+    if lora.base_fingerprint not in (None, model.fingerprint):
+        raise CheckpointError(
+            f"{adapter} was trained on weights {lora.base_fingerprint}, {target} has {model.fingerprint}"
+        )
 
 
 def save_lora(lora: Lora, path: str | Path) -> None:

@@ -14,6 +14,7 @@ import re
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,8 @@ VAE_PREFIX = "first_stage_model."
 POSITIONS = "mixins.pos_embed.pos_embedding"
 # Buffers, and embeddings of SAT's base class that CogVideoX never uses.
 DROPPED = re.compile(r"mixins\.pos_embed\.freqs_(sin|cos)|transformer\.(word|position)_embeddings\.weight")
+PREFIXES = (TRANSFORMER_PREFIX, TEXT_PREFIX, VAE_PREFIX)
+BARE_PREFIXES = ("encoder.", "decoder.", "loss")  # of a VAE's own file
 LORA_KEY = re.compile(r"transformer\.layers\.(\d+)\.attention\.(query_key_value|dense)\.matrix_([AB])\.(\d)")
 
 
@@ -85,14 +88,11 @@ def read_file(path: Path) -> dict[str, Tensor]:
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL (\S+)", str(error))
-        culprit = f" ({found[1]})" if found else ""
-        raise CheckpointError(
-            f"{path} refused: it holds more than data{culprit}; nothing in it was run"
-        ) from None
-    except (RuntimeError, EOFError, ValueError) as error:
-        raise CheckpointError(
-            f"{path} is damaged or not a checkpoint: {str(error).splitlines()[0]}"
-        ) from None
+        why = f"refused: it holds more than data ({found[1]})" if found else "is damaged or not a checkpoint"
+        raise CheckpointError(f"{path} {why}; nothing in it was run") from None
+    except Exception as error:  # whatever the bytes of another kind of file make the unpickler do
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise CheckpointError(f"{path} is damaged or not a checkpoint: {reason}") from None
     for key in ("model", "module", "state_dict"):
         if isinstance(content, dict) and isinstance(content.get(key), Mapping):
             content = content[key]
@@ -107,7 +107,7 @@ def read_file(path: Path) -> dict[str, Tensor]:
 def split(state: Mapping[str, Tensor], what: str) -> SatState:
     """Sort the keys of a checkpoint by part. CheckpointError names the first key that belongs to none."""
     parts: dict[str, dict[str, Tensor]] = {"transformer": {}, "text": {}, "vae": {}, "lora": {}}
-    bare_vae = all(key.startswith(("encoder.", "decoder.", "loss")) for key in state)
+    bare = not any(key.startswith(PREFIXES) for key in state)
     for key, tensor in state.items():
         if key.startswith(TRANSFORMER_PREFIX):
             name = key.removeprefix(TRANSFORMER_PREFIX)
@@ -117,16 +117,30 @@ def split(state: Mapping[str, Tensor], what: str) -> SatState:
                 parts["transformer"][name] = tensor
         elif key.startswith(TEXT_PREFIX):
             parts["text"][key.removeprefix(TEXT_PREFIX)] = tensor
-        elif bare_vae or key.startswith(VAE_PREFIX):
+        elif key.startswith(BARE_PREFIXES if bare else VAE_PREFIX):
             name = key.removeprefix(VAE_PREFIX)
             if not re.match(r"loss(\.|$)", name):
                 parts["vae"][name] = tensor
         else:
-            prefixes = ", ".join((TRANSFORMER_PREFIX, TEXT_PREFIX, VAE_PREFIX))
-            raise CheckpointError(f"{what}: unknown key {key!r}, it starts with none of {prefixes}")
+            known = ", ".join((*BARE_PREFIXES, *PREFIXES) if bare else PREFIXES)
+            raise CheckpointError(f"{what}: unknown key {key!r}, it starts with none of {known}")
     if parts["lora"]:
+        for name in parts["transformer"]:
+            if _pattern(name.replace(".original.", ".")) not in _patterns():
+                raise CheckpointError(f"{what}: {name!r} is part of neither an adapter nor its base")
         parts["transformer"] = {}
     return SatState(**parts)
+
+
+def _pattern(key: str) -> str:
+    return re.sub(r"\d+", "#", key)
+
+
+@cache
+def _patterns() -> set[str]:
+    """All keys of the released transformers, their numbers replaced."""
+    tables = [sat_transformer(spec.transformer) for spec in SPECS.values()]
+    return {_pattern(key) for table in tables for rule in table for key, _ in rule.theirs} | {POSITIONS}
 
 
 def recognise(transformer: Mapping[str, Tensor], what: str) -> ModelSpec:

@@ -105,13 +105,19 @@ SCHEDULER_INERT = {
 def read_json(path: Path) -> Config:
     """A JSON object from a file; CheckpointError if there is none."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_bytes(), str(path))
     except FileNotFoundError:
         raise CheckpointError(f"not a complete model folder: {path} is missing") from None
+
+
+def parse_json(text: str | bytes, what: str) -> Config:
+    """A JSON object; CheckpointError, naming `what` holds it, if it is none."""
+    try:
+        value = json.loads(text)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path} is not valid JSON: {error}") from None
+        raise CheckpointError(f"{what} is not valid JSON: {error}") from None
     if not isinstance(value, dict):
-        raise CheckpointError(f"{path} does not hold a JSON object")
+        raise CheckpointError(f"{what} does not hold a JSON object")
     return value
 
 

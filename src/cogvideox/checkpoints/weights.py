@@ -45,6 +45,11 @@ class Weights(Mapping[str, Tensor]):
                     raise CheckpointError(f"{path}: {key!r} is in more than one shard")
                 self._where[key] = index
 
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What the (first) file says about itself."""
+        return self._files[0].metadata() or {}
+
     def __getitem__(self, key: str) -> Tensor:
         return self._files[self._where[key]].get_tensor(key)
 
