@@ -53,18 +53,26 @@ def test_decode_equals_diffusers(pair, count):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("part", ["encode", "decode"])
-def test_bf16_is_no_farther_from_fp32_than_diffusers(part):
-    ours, reference = vae_pair()
-    run = {
-        "encode": (lambda m, x: m.posterior(x).mean, lambda m, x: m.encode(x).latent_dist.mean, video(17)),
-        "decode": (lambda m, z: m.decode(z * 0.7), lambda m, z: m.decode(z).sample, latents(5)),
+@pytest.mark.parametrize(("part", "length"), [("encode", 17), ("encode", 1), ("decode", 5), ("decode", 1)])
+def test_bf16_is_no_farther_from_fp32_than_diffusers(part, length):
+    """Averaged over seeds. The requirement is 1.1; with summed taps single frames come to 1.08."""
+    make, mine, theirs = {
+        "encode": (video, lambda m, x: m.posterior(x).mean, lambda m, x: m.encode(x).latent_dist.mean),
+        "decode": (latents, lambda m, z: m.decode(z * 0.7), lambda m, z: m.decode(z).sample),
     }[part]
-    exact = run[1](reference, run[2])
-    half = run[2].bfloat16()
-    mine = relative_error(run[0](ours.bfloat16(), half).float(), exact)
-    theirs = relative_error(run[1](reference.bfloat16(), half).float(), exact)
-    assert mine <= 1.1 * theirs
+    errors = []
+    for seed in range(6):
+        ours, reference = vae_pair(seed=seed)
+        x = make(length, seed)
+        exact, half = theirs(reference, x), x.bfloat16()
+        errors.append(
+            (
+                relative_error(mine(ours.bfloat16(), half).float(), exact),
+                relative_error(theirs(reference.bfloat16(), half).float(), exact),
+            )
+        )
+    ours_mean, theirs_mean = (sum(e) / len(errors) for e in zip(*errors, strict=True))
+    assert ours_mean <= 1.05 * theirs_mean
 
 
 @torch.no_grad()
@@ -146,6 +154,14 @@ def test_illegal_input_is_refused(pair):
         ours.encode(video(1, size=(30, 32)))
     with pytest.raises(ValueError, match="chunk plan"):
         ours.decode(latents(3), ChunkPlan((2,)))
+    for plan, legal in (
+        (whole_plan(8), "8 frames where only 4k\\+1"),
+        (ChunkPlan((2,)), "2 frames where only 4k\\+1"),
+        (ChunkPlan((9, 9)), "9 frames where only 4k can"),
+        (ChunkPlan((8, 2), lead=False), "2 frames where only 4k can"),
+    ):
+        with pytest.raises(ValueError, match=legal):
+            ours.encode(video(plan.length), plan)
     with pytest.raises(ValueError, match=r"\(B, 16, T, H, W\)"):
         ours.decode(torch.zeros(1, 8, 3, 4, 4))
 

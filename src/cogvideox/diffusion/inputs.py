@@ -70,6 +70,9 @@ def build_pack(
             condition = sample.condition_CTHW
             if condition is None:
                 condition = x.new_zeros(spec.in_channels - x.shape[0], *x.shape[1:])
+            if condition.shape[1:] != x.shape[1:]:
+                have, need = tuple(condition.shape[1:]), tuple(x.shape[1:])
+                raise ValueError(f"the image condition has the latent grid {have}, the latents {need}")
             x = torch.cat([x, condition.to(x)])
         elif sample.condition_CTHW is not None:
             raise ValueError("this model has no channels for an image condition")

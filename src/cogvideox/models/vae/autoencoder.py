@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cogvideox.core.shapes import ChunkPlan, decode_plan, encode_plan
+from cogvideox.core.shapes import FRAMES_PER_LATENT, ChunkPlan, decode_plan, encode_plan
 from cogvideox.models.specs import VAESpec
 from cogvideox.models.vae.layers import (
     Cache,
@@ -135,8 +135,15 @@ class VAE(nn.Module):
     def encode_chunk(
         self, video_BCTHW: Tensor, cache: Cache | None = None, *, lead: bool = True
     ) -> tuple[Tensor, Cache]:
-        """One chunk of frames -> (moments, cache for the next chunk). `cache` None starts a clip."""
+        """One chunk of frames -> (moments, cache for the next chunk). `cache` None starts a clip.
+
+        Raises ValueError unless the frames make whole latents: 4k+1 of them if the first stands alone,
+        else 4k.
+        """
         carry = Carry(cache, lead)
+        if video_BCTHW.shape[2] % FRAMES_PER_LATENT != carry.lead:
+            legal = "4k+1" if carry.lead else "4k"
+            raise ValueError(f"a chunk of {video_BCTHW.shape[2]} frames where only {legal} can be encoded")
         return self.encoder(_channels_last(video_BCTHW), carry), carry.cache
 
     def decode_chunk(
