@@ -1,6 +1,6 @@
-"""`python -m benchmarks.sheet MODEL FILE.png`: what a model makes of prompts of single characters, to look at.
+"""`python -m benchmarks.sheet MODEL FILE.png`: what a model makes of prompts of single characters.
 
-The prompts, seeds and true clips are those of `training.judge`; the counts in docs/log.md come from this sheet.
+Prompts, seeds and true clips are those of `training.judge`; counts in docs/log.md come from this sheet.
 """
 
 from __future__ import annotations
