@@ -98,6 +98,7 @@ def test_everything_is_reached(clips):
     }
     assert {m.action for c in clips for a in c.actors for m in a.moves} == set(ACTIONS)
     assert {m.speed for c in clips for a in c.actors for m in a.moves} == {"", "slowly", "quickly"}
+    assert len(STYLES) >= 6
     assert {c.style for c in clips} == {None, *STYLES}
     assert {c.camera.kind for c in clips} == set(CAMERAS)
     assert {e.kind for c in clips for e in c.events} == set(EVENTS)

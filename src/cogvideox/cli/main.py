@@ -16,6 +16,8 @@ import cogvideox
 from cogvideox.cli import convert, data, decode, doctor, generate, info, models, train
 from cogvideox.core.errors import InputError, NonFiniteError
 
+STOPPED = 130
+
 app = typer.Typer(name="cogvideox", add_completion=False, pretty_exceptions_enable=False)
 
 
@@ -52,7 +54,7 @@ def main() -> None:
     except (InputError, NonFiniteError) as error:
         status = _fail(str(error), error.exit_status)
     except (KeyboardInterrupt, typer.Abort):
-        status = _fail("stopped; nothing unfinished is left behind", 130)
+        status = STOPPED
     except BrokenPipeError:
         status = 1
     except OSError as error:  # a full disk, a drive that went away
@@ -68,6 +70,8 @@ def main() -> None:
             status = 0
         else:
             status = _fail(format_message(), 2)
+    if status == STOPPED:  # some releases of typer return this instead of letting Ctrl-C through
+        _fail("stopped; nothing unfinished is left behind", STOPPED)
     sys.exit(status if isinstance(status, int) else 0)
 
 
