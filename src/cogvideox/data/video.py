@@ -1,7 +1,8 @@
 """Reading and writing of video and images: exact size and rate, every frame, metadata inside the file.
 
 Frames are uint8 RGB arrays: (H, W, 3) for one, (T, H, W, 3) for a clip or a chunk of it. Writers take an
-iterator of chunks, so that a clip is never held whole; files appear under their name only when complete.
+iterator of chunks, so that a clip is never held whole (but for GIF and WebP, which Pillow only writes at
+once); files appear under their name only when complete.
 """
 
 from __future__ import annotations
