@@ -12,7 +12,7 @@ from diffusers.pipelines.cogvideo.pipeline_cogvideox import get_resize_crop_regi
 from torch import Tensor
 
 from cogvideox.checkpoints.keymaps import diffusers_transformer, to_ours
-from cogvideox.core.pack import Pack, Segment, patchify, unpatchify
+from cogvideox.core.pack import Pack, Segment, patchify
 from cogvideox.models.specs import SPECS, TransformerSpec
 from cogvideox.models.transformer import blocks
 from cogvideox.models.transformer.model import Transformer
@@ -144,6 +144,7 @@ VARIANTS = [
     {},
     {"positions": ("sincos",)},
     {"positions": ("rope", "learned")},
+    {"positions": ("learned",)},
     {"patch": (2, 2, 2)},
     {"modality": "shared"},
     {"modality": "mmdit"},
@@ -218,7 +219,7 @@ def test_a_segment_does_not_see_the_others():
 
 @torch.no_grad()
 def test_variants_differ():
-    outputs = [variant(c)(make_pack(variant(c), [0])) for c in VARIANTS[:3] + VARIANTS[4:7]]
+    outputs = [variant(c)(make_pack(variant(c), [0])) for c in VARIANTS if "patch" not in c]
     assert all(not torch.allclose(a, b) for a, b in itertools.combinations(outputs, 2))
 
 
@@ -241,11 +242,14 @@ def test_extrapolated_positions_do_not_depend_on_the_size():
     assert torch.equal(small.view(2, 3, 4, -1), large.view(4, 9, 12, -1)[:2, :3, :4])
 
 
-@pytest.mark.parametrize("patch", [(1, 2, 2), (2, 2, 2), (1, 1, 1)])
-def test_patchify_round_trip(patch):
-    x = torch.randn(16, 4, 6, 8)
-    grid = tuple(n // p for n, p in zip(x.shape[1:], patch, strict=True))
-    assert torch.equal(unpatchify(patchify(x, patch), grid, patch), x)
+def test_learned_positions_fit_any_grid_and_end_with_the_text_table():
+    model = variant({"positions": ("learned",)})
+    table = model.positions.learned
+    assert torch.equal(table.video(GRID), table.table[7:])
+    assert torch.equal(table.video((4, 4, 6))[-24:], table.video(GRID)[-24:]), "the last frame goes on"
+    assert table.video((2, 3, 9)).shape == (54, model.spec.width)
+    with pytest.raises(ValueError, match="8 text tokens, but the learned positions end at 7"):
+        table.text(8)
 
 
 def test_illegal_packs_are_refused():

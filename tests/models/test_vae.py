@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cogvideox.core.shapes import (
     DECODE_CHUNK,
@@ -12,6 +14,7 @@ from cogvideox.core.shapes import (
     pixel_frames,
     whole_plan,
 )
+from cogvideox.models.vae import layers
 from cogvideox.models.vae.autoencoder import VAE
 from cogvideox.models.vae.layers import Carry, CausalConv3d
 from tests.models.oracle import SMALL_VAE, relative_error, vae_pair
@@ -75,13 +78,58 @@ def test_bf16_is_no_farther_from_fp32_than_diffusers(part, length):
     assert ours_mean <= 1.05 * theirs_mean
 
 
+def fold(step, x: torch.Tensor, sizes: list[int]) -> torch.Tensor:
+    """Chunks of x through `chunk, cache -> chunk, cache`, one after the other."""
+    outputs, cache, start = [], None, 0
+    for size in sizes:
+        output, cache = step(x[:, :, start : start + size], cache)
+        outputs.append(output)
+        start += size
+    assert start == x.shape[2]
+    return torch.cat(outputs, 2)
+
+
 @torch.no_grad()
-@pytest.mark.parametrize("count", [1, 2, 3, 4, 7])
-def test_streaming_decode_equals_whole_bit_for_bit(pair, count):
+@pytest.mark.parametrize(
+    ("count", "sizes"), [(1, [1]), (2, [2]), (3, [3]), (4, [2, 2]), (5, [3, 2]), (7, [3, 2, 2])]
+)
+def test_streaming_decode_equals_whole_bit_for_bit(pair, count, sizes):
     ours, _ = pair
     whole = ours.decode(latents(count))
     assert whole.shape[2] == pixel_frames(count)
-    assert torch.equal(torch.cat(list(ours.decode_stream(latents(count))), dim=2), whole)
+    assert torch.equal(whole, torch.cat(list(ours.decode_stream(latents(count))), dim=2))
+    assert torch.equal(whole, fold(ours.decode_chunk, latents(count) / ours.spec.scale, sizes))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("sizes", [[1], [9], [13], [9, 8], [9, 8, 8]])
+def test_streaming_encode_equals_whole_bit_for_bit(pair, sizes):
+    ours, _ = pair
+    clip = video(sum(sizes))
+    moments = fold(ours.encode_chunk, clip, sizes)
+    posterior = ours.posterior(clip)
+    assert torch.equal(posterior.mean, moments[:, :16])
+    assert torch.equal(posterior.logvar, moments[:, 16:])
+    stream = list(ours.encode_stream(clip.split(sizes, dim=2)))
+    assert torch.equal(torch.cat([p.mean for p in stream], 2), posterior.mean)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("count", range(1, 10))
+def test_only_the_norms_see_the_chunks(pair, monkeypatch, count):
+    """Without the statistics that GroupNorm pools over a chunk, any cut gives what one chunk gives."""
+    monkeypatch.setattr(layers, "group_norm", lambda x, norm: 0.5 * x)
+    ours, frames = pair[0], pixel_frames(count)
+    z, clip = latents(count)[..., :2, :2], video(frames, size=(16, 16))
+    whole = ours.decode(z, whole_plan(count))
+    for sizes in (decode_plan(count).sizes, (1,) * count):
+        assert relative_error(ours.decode(z, ChunkPlan(sizes)), whole) < 1e-5
+    encoded = ours.posterior(clip, whole_plan(frames)).mean
+    for sizes in (encode_plan(frames).sizes, (1,) + (4,) * (count - 1)):
+        assert relative_error(ours.posterior(clip, ChunkPlan(sizes)).mean, encoded) < 1e-5
+    monkeypatch.undo()
+    if count > 3:
+        assert relative_error(ours.decode(z), ours.decode(z, whole_plan(count))) > 1e-3
 
 
 @torch.no_grad()
@@ -95,14 +143,43 @@ def test_interleaved_decodes_do_not_disturb_each_other(pair):
     assert torch.equal(torch.cat([b for _, b in turns], 2), alone[1])
 
 
+@pytest.fixture(scope="module")
+def small():
+    return VAE(type(SMALL_VAE)(channels=(8, 8, 8, 8), blocks=1, groups=4)).eval()
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("count", range(1, 21))
-def test_round_trip_of_every_length(count):
-    torch.manual_seed(0)
-    small = VAE(type(SMALL_VAE)(channels=(8, 8, 8, 8), blocks=1, groups=4)).eval()
+def test_round_trip_of_every_length(small, count):
     decoded = small.decode(latents(count)[..., :2, :2])
     assert decoded.shape == (1, 3, pixel_frames(count), 16, 16)
     assert small.encode(decoded).shape == (1, 16, count, 2, 2)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 18), st.integers(1, 33), st.integers(1, 33))
+def test_only_legal_sizes_are_encoded(small, frames, height, width):
+    clip = torch.zeros(1, 3, frames, height, width)
+    if (frames % 4, height % 8, width % 8) == (1, 0, 0):
+        with torch.no_grad():
+            assert small.encode(clip).shape == (1, 16, frames // 4 + 1, height // 8, width // 8)
+    else:
+        with pytest.raises(ValueError, match="4k\\+1 frames" if frames % 4 != 1 else "multiples of 8"):
+            small.encode(clip)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=4), st.booleans())
+def test_chunk_plans_encode_every_frame_or_none(small, sizes, lead):
+    """A plan is refused, or gives one latent for every four frames and one for a leading frame."""
+    first, *rest = sizes
+    plan, clip = ChunkPlan(tuple(sizes), lead), torch.zeros(1, 3, sum(sizes), 8, 8)
+    if first % 4 == lead and all(n % 4 == 0 for n in rest):
+        with torch.no_grad():
+            assert small.encode(clip, plan).shape[2] == -(-sum(sizes) // 4)
+    else:
+        with pytest.raises(ValueError, match="can be encoded"):
+            small.encode(clip, plan)
 
 
 @torch.no_grad()
