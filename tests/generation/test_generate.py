@@ -349,6 +349,25 @@ def test_records_hold_the_revision(folder, monkeypatch):
     assert pipe(PROMPT, steps=1).metadata["model"]["revision"] == "v2"
 
 
+def test_adapters_are_read_before_the_model(folder, tmp_path, monkeypatch):
+    from cogvideox.generation import load
+
+    monkeypatch.setattr(load, "load_model", lambda *a, **k: pytest.fail("too late"))
+    (tmp_path / "text.safetensors").write_text("no adapter")
+    with pytest.raises(InputError, match=r"text\.safetensors"):
+        cogvideox.load(folder, lora=[tmp_path / "text.safetensors"])
+
+
+def test_an_image_may_be_the_first_frame_of_a_clip(any_pipe, tmp_path):
+    pipe, clip = any_pipe("5b-i2v"), frames(9)
+    write_video(tmp_path / "clip.png-folder", [clip], 8)
+    expected = pipe(PROMPT, image=clip[0], steps=1)
+    for image in (tmp_path / "clip.png-folder", clip, cogvideox.Video(clip, 8, torch.zeros(0), {})):
+        again = pipe(PROMPT, image=image, steps=1)
+        assert equal(again, expected)
+        assert again.metadata["inputs"] == expected.metadata["inputs"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [

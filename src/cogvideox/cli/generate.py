@@ -29,6 +29,7 @@ NAMES = (
     ),
     *("aspect", "steps", "guidance", "dynamic_guidance", "sampler", "seed"),
 )
+FORMS = "File (.mp4 .webm .gif .webp .png .png-folder .safetensors) or folder."
 LOADING = ("model", "revision", "dtype", "device", "compat", "lora")
 
 Text = Annotated[str | None, typer.Argument(metavar="PROMPT", help="What is to be seen.", show_default=False)]
@@ -46,15 +47,7 @@ def generate(
     prompt: Text = None,
     model: Annotated[Str, _option("Model", "mini, 2b, 5b, ..., a folder or a hub id.")] = None,
     revision: Annotated[Str, _option("Model", "Version of the hub's model.")] = None,
-    output: Annotated[
-        Path | None,
-        _option(
-            "Output",
-            "File (.mp4 .webm .gif .webp .png .png-folder .safetensors) or folder.",
-            "--output",
-            "-o",
-        ),
-    ] = None,
+    output: Annotated[Path | None, _option("Output", FORMS, "--output", "-o")] = None,
     image: Annotated[Str, _option("Input", "Picture of the first frame.")] = None,
     video: Annotated[Str, _option("Input", "Clip to repaint.")] = None,
     strength: Annotated[Float, _option("Input", "How much of it is repainted, 0 to 1.")] = None,

@@ -1,8 +1,8 @@
 """Reading and writing of video and images: exact size and rate, every frame, metadata inside the file.
 
 Frames are uint8 RGB arrays: (H, W, 3) for one, (T, H, W, 3) for a clip or a chunk of it. Writers take an
-iterator of chunks, so that a clip is never held whole (but for GIF and WebP, which Pillow only writes at
-once); files appear under their name only when complete.
+iterator of chunks, so that only GIF and WebP hold a clip whole (Pillow cannot do otherwise); files appear
+under their name only when complete.
 """
 
 from __future__ import annotations
@@ -34,14 +34,7 @@ KEY = "cogvideox"  # name of the PNG text chunk
 LONGEST_NAME = 200  # bytes; the files beside a result that is being made have longer names
 _EXIF_DESCRIPTION, _EXIF_ORIENTATION = 0x010E, 0x0112
 _BT601, _BT709, _LIMITED = 6, 1, 1  # codes of H.273
-_UNREADABLE = (
-    OSError,
-    av.FFmpegError,
-    SyntaxError,
-    ValueError,
-    StopIteration,
-    Image.DecompressionBombError,
-)
+_UNREADABLE = (OSError, av.FFmpegError, SyntaxError, ValueError, StopIteration, Image.DecompressionBombError)
 _PICTURES = (".gif", ".webp", ".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 
 
@@ -78,7 +71,7 @@ def cover_crop(frame: Frames, height: int, width: int) -> Frames:
 
 
 def is_picture(path: str | Path) -> bool:
-    """Whether the name is that of a picture file or an animated one (not of a video or a folder)."""
+    """Whether the name is that of a picture file, animated or not."""
     return Path(path).suffix.lower() in _PICTURES
 
 
@@ -198,9 +191,8 @@ def retime(timed: Iterable[tuple[float, Frames]], fps: float) -> Iterator[Frames
                 yield shown[1]
                 count += 1
         shown = time, frame
-    while (
-        shown is not None and count / fps < shown[0] + gap - start - 1e-6
-    ):  # the last frame lasts like the one before
+    # The last frame lasts like the one before.
+    while shown is not None and count / fps < shown[0] + gap - start - 1e-6:
         yield shown[1]
         count += 1
 
@@ -377,10 +369,10 @@ def _write_folder(path: Path, frames: Iterator[Frames], fps: float, text: str) -
 
 
 def _write_still(path: Path, frames: Iterator[Frames], fps: float, text: str) -> int:
-    pictures = list(itertools.islice(frames, 2))
-    if len(pictures) > 1:
+    picture = next(frames)
+    if next(frames, None) is not None:
         raise InputError(".png holds one frame; use .png-folder for a clip")
-    Image.fromarray(pictures[0]).save(path, "PNG", pnginfo=_png_info(json.loads(text)))
+    Image.fromarray(picture).save(path, "PNG", pnginfo=_png_info(json.loads(text)))
     return 1
 
 
