@@ -244,10 +244,10 @@ def test_conventions_are_selectable(folder_of):
 
 
 @pytest.mark.parametrize(
-    ("like", "policy", "told"),
-    [("5b", "extrapolate", "interpolate"), ("1.5-5b", "interpolate", "extrapolate")],
+    ("like", "policy", "told", "other"),
+    [("5b", "extrapolate", "interpolate", (64, 48)), ("1.5-5b", "interpolate", "extrapolate", (32, 16))],
 )
-def test_compat_computes_what_diffusers_makes_of_the_folder(tmp_path, like, policy, told):
+def test_compat_computes_what_diffusers_makes_of_the_folder(tmp_path, like, policy, told, other):
     """Whatever our own file says: positions at other sizes, the last norm, the unconditional text."""
     model = tiny_model(like)
     transformer = replace(model.spec.transformer, out_norm_eps=1e-2)
@@ -258,7 +258,7 @@ def test_compat_computes_what_diffusers_makes_of_the_folder(tmp_path, like, poli
     assert ours.spec.unconditional == "empty"
     pipe = CogVideoXPipeline.from_pretrained(tmp_path)
     generator = torch.Generator().manual_seed(0)
-    for height, width in ((32, 48), (32, 32)):
+    for height, width in ((32, 48), other):
         x = torch.randn(1, 4, 4, height // 8, width // 8, generator=generator)
         text, t = torch.randn(1, 12, 16, generator=generator), torch.tensor([500])
         rope = pipe._prepare_rotary_positional_embeddings(height, width, 4, torch.device("cpu"))

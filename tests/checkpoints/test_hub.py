@@ -20,6 +20,7 @@ def test_a_folder_is_itself(folder_of):
         ("5bb", "no model or folder named '5bb' .did you mean '5b'"),
         ("./missing", "no model or folder named './missing'"),
         ("/missing/model", "no model or folder"),
+        ("missing/model.pt", "no model or folder named 'missing/model.pt'"),
         ("someone/something", "cannot load 'someone/something': the hub cannot be reached.*local folder"),
         ("1.5-5b-i2v", "cannot load 'zai-org/CogVideoX1.5-5B-I2V': the hub cannot be reached"),
         ("bad name/x", "cannot load 'bad name/x': the hub has no such repository"),

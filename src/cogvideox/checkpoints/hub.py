@@ -17,6 +17,7 @@ from cogvideox.core.errors import InputError, nearest
 from cogvideox.models.specs import SPECS
 
 MINI = Path(__file__).parents[1] / "assets" / "mini"
+FILE_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")  # no repository has such a name
 MODEL_FILES = (
     "model_index.json",
     "cogvideox.json",
@@ -52,7 +53,7 @@ def resolve(source: str | Path, revision: str | None = None) -> Path:
         )
     if name in SPECS:
         name = SPECS[name].hub or name
-    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+    if name.count("/") != 1 or name.startswith((".", "/", "~")) or path.suffix in FILE_SUFFIXES:
         raise InputError(f"no model or folder named {name!r}{nearest(name, ['mini', *SPECS])}")
     return fetch(name, MODEL_FILES, revision)
 

@@ -40,7 +40,6 @@ KEY = re.compile(
     r"(?:base_model\.model\.)?(?:transformer\.)?(?P<module>.+?)\."
     r"(?:lora_(?P<new>[AB])(?:\.[\w-]+)?\.weight|lora\.(?P<old>down|up)\.weight|(?P<alpha>alpha))"
 )
-FILE_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 SAT_MODULES = {
     ("query_key_value", "0"): "to_q",
     ("query_key_value", "1"): "to_k",
@@ -101,7 +100,7 @@ def load_lora(source: str | Path, *, alpha: float | None = None, revision: str |
     """
     path = Path(source).expanduser()
     if not path.exists():
-        if str(source).count("/") != 1 or path.suffix in FILE_SUFFIXES:
+        if str(source).count("/") != 1 or path.suffix in hub.FILE_SUFFIXES:
             raise InputError(f"no such adapter file or folder: {source}")
         path = hub.fetch(str(source), ["*.safetensors", PEFT_CONFIG], revision)
     if path.is_dir():
