@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import astuple, replace
 
 import pytest
 import torch
@@ -14,6 +14,7 @@ from cogvideox.core.errors import InputError
 from cogvideox.core.shapes import plan_shape
 from cogvideox.generation.plan import (
     GIB,
+    Speeds,
     check,
     decoder_operations,
     make_plan,
@@ -171,7 +172,8 @@ def test_operations_of_the_decoder_are_counted_right():
 
 
 def test_time_grows_with_the_work():
-    speeds = measure(torch.device("cpu"), torch.float32)
+    speeds = Speeds(matmul=1e11, attention=1e11, convolution=1e11)  # a busy machine must not fail the test
+    assert all(speed > 0 for speed in astuple(measure(torch.device("cpu"), torch.float32)))
     spec = SPECS["2b"]
     weights = weights_of(spec, torch.float32)
 
