@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+import cogvideox
 from cogvideox.checkpoints.lora import from_modules, save_lora
 from cogvideox.data.video import probe, read_metadata, read_video, write_image, write_video
 from cogvideox.generation.media import Latents
@@ -137,6 +138,15 @@ def test_every_form_repeats_itself_elsewhere(run, make, models, tmp_path, monkey
     first, again = tmp_path / f"x{suffix}", tmp_path / "elsewhere" / f"y{suffix}"
     for a, b in zip(*(sorted(p.iterdir()) if p.is_dir() else [p] for p in (first, again)), strict=True):
         assert a.read_bytes() == b.read_bytes()
+
+
+def test_conventions_chosen_in_python_are_repeated(run, models, tmp_path):
+    plain = cogvideox.load(models["5b"])(DOG, steps=2, frames=9)
+    video = cogvideox.load(models["5b"], unconditional="empty")(DOG, steps=2, frames=9)
+    assert (plain.frames != video.frames).any()
+    video.save(tmp_path / "x.gif")
+    assert run("generate", "--from", "x.gif", "-o", "y.gif").status == 0
+    assert (tmp_path / "x.gif").read_bytes() == (tmp_path / "y.gif").read_bytes()
 
 
 def test_from_with_another_input(run, make, models, continuing, tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -56,15 +56,15 @@ def load(
     parts_wait = must_wait(spec, weights, target, offload)
     loras = [(adapters.load_lora(file), weight) for file, weight in pairs]
     accelerator = target.type != "cpu"
+    named = {"image_scale": image_scale, "unconditional": unconditional, "position_policy": position_policy}
+    conventions: dict[str, Any] = {name: value for name, value in named.items() if value is not None}
     model = load_model(
         lasting(source),
         dtype=precision,
         device=None if parts_wait or not accelerator else target,
         revision=revision,
         compat=compat,
-        image_scale=image_scale,
-        unconditional=unconditional,
-        position_policy=position_policy,
+        **conventions,
     )
     if loras:
         adapters.apply(model, loras)
@@ -75,6 +75,7 @@ def load(
         release_text=parts_wait and not accelerator,
         adapters=tuple((lasting(file), weight) for file, weight in pairs),
         revision=revision,
+        conventions=conventions,
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import platform
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -65,6 +65,8 @@ class Pipeline:
     """LoRA files merged into the model, with their weights."""
     revision: str | None = None
     """Version of the hub's repository that was asked for."""
+    conventions: Mapping[str, str] = field(default_factory=dict)
+    """Single conventions that were chosen in `load`."""
 
     def __repr__(self) -> str:
         return f"Pipeline({self.spec.name} on {self.place.device} in {self.place.dtype})"
@@ -269,6 +271,7 @@ class Pipeline:
                 "name": self.spec.name,
                 "source": self.model.source,
                 "revision": self.revision,
+                "conventions": dict(self.conventions),
                 "fingerprint": self.model.fingerprint,
                 "dtype": str(self.place.dtype).removeprefix("torch."),
                 "device": self.place.device.type,

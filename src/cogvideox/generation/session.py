@@ -63,6 +63,8 @@ class Session:
         lora = given["lora"]
         same_model = given["model"] is None
         found = {name: given[name] or known.get(name) for name in ("dtype", "device", "compat")}
+        if same_model and given["compat"] is None:
+            found |= known.get("conventions", {})
         found |= {
             "source": known.get("source", "mini") if same_model else given["model"],
             "revision": given["revision"] or (known.get("revision") if same_model else None),
