@@ -261,3 +261,19 @@ def test_illegal_packs_are_refused():
     without_ofs = replace(make_pack(model, [0]), ofs=None)
     with pytest.raises(ValueError, match="ofs"):
         model(without_ofs)
+
+
+def test_attention_in_training_equals_the_fused_kernel():
+    q, k, v = (
+        torch.randn(2, 3, 40, 16, generator=torch.Generator().manual_seed(i)).requires_grad_()
+        for i in range(3)
+    )
+    plain, fused = blocks.attention(q, k, v), F.scaled_dot_product_attention(q, k, v)
+    assert "ScaledDotProduct" not in type(plain.grad_fn).__name__
+    torch.testing.assert_close(plain, fused, rtol=1e-5, atol=1e-6)
+    weight = torch.randn(plain.shape, generator=torch.Generator().manual_seed(3))
+    gradients = zip(
+        *(torch.autograd.grad((out * weight).sum(), (q, k, v)) for out in (plain, fused)), strict=True
+    )
+    for ours, theirs in gradients:
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
