@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 
 from cogvideox.core import rng
 from cogvideox.data.storybook import World
+from cogvideox.data.video import Frames
 from cogvideox.generation.media import to_signed
 from cogvideox.models.specs import VAESpec
 from cogvideox.models.vae.autoencoder import VAE
@@ -37,6 +38,8 @@ class VAEStage:
     """Sides in pixels at which clips are rendered, one drawn per batch; at least `crop`."""
     crops: int = 1
     """Crops that are cut from each clip."""
+    candidates: int = 1
+    """Places that are drawn for each crop; the one with the most motion is cut, for that is what is hard."""
 
 
 class VAEBatches(Dataset[Any]):
@@ -67,9 +70,15 @@ class VAEBatches(Dataset[Any]):
             clip = self.world.clip(int(index), duration=1.0 + stage.frames / 8)
             start = float(draw.uniform(0.0, 1.0))
             video = clip.render(frames=stage.frames, fps=8, height=side, width=side, start=start)
-            for y, x in draw.integers(side - stage.crop + 1, size=(stage.crops, 2)):
-                clips.append(video[:, y : y + stage.crop, x : x + stage.crop])
+            for places in draw.integers(side - stage.crop + 1, size=(stage.crops, stage.candidates, 2)):
+                cut = [video[:, y : y + stage.crop, x : x + stage.crop] for y, x in places]
+                clips.append(max(cut, key=motion))
         return torch.from_numpy(np.stack(clips))
+
+
+def motion(video_THWC: Frames) -> float:
+    """Mean absolute change between neighbouring frames; 0 for an image."""
+    return float(np.abs(np.diff(video_THWC.astype(np.int16), axis=0)).mean()) if len(video_THWC) > 1 else 0.0
 
 
 def to_model(video_BTHWC: Tensor) -> Tensor:
