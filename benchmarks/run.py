@@ -16,11 +16,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from cogvideox.core.device import describe, peak_memory, pick_device, pick_dtype
 from cogvideox.core.files import write_text
 from cogvideox.core.shapes import latent_frames
 from cogvideox.models.specs import SPECS, VAESpec
+from cogvideox.models.transformer.blocks import attention
 from cogvideox.models.vae.autoencoder import VAE
 
 Result = dict[str, float | str]
@@ -99,6 +102,14 @@ def transformer_layer(name: str) -> Result:
     return {"seconds": round(timed(lambda: model(pack)), 3)}
 
 
+def attention_training(function: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Result:
+    """Milliseconds of attention forward and backward at mini's size: 48 segments, 4 heads, 128 tokens."""
+    dtype = pick_dtype(None, pick_device("cpu"))
+    q, k, v = (torch.randn(48, 4, 128, 64).to(dtype).requires_grad_() for _ in range(3))
+    gradient = torch.ones(48, 4, 128, 64, dtype=dtype)
+    return {"ms": round(1000 * timed(lambda: function(q, k, v).backward(gradient), repeats=20), 1)}
+
+
 CASES: dict[str, Callable[[], Result]] = {
     "storybook 128x128, one core": lambda: storybook(128),
     "storybook 64x64, one core": lambda: storybook(64),
@@ -108,6 +119,8 @@ CASES: dict[str, Callable[[], Result]] = {
     "vae decode 17x128x128": lambda: vae_speed("decode"),
     "transformer layer, 2b": lambda: transformer_layer("2b"),
     "transformer layer, 5b": lambda: transformer_layer("5b"),
+    "attention in training, fused": lambda: attention_training(F.scaled_dot_product_attention),
+    "attention in training, plain": lambda: attention_training(attention),
 }
 
 

@@ -21,7 +21,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of the world")
     options = parser.parse_args()
     pipe = load(options.model)
-    contact_sheet(pipe, options.output, options.seed, options.prompts, options.steps or pipe.spec.steps)
+    steps = options.steps or pipe.spec.steps
+    contact_sheet(pipe, options.output, seed=options.seed, prompts=options.prompts, steps=steps)
 
 
 if __name__ == "__main__":

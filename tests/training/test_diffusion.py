@@ -93,13 +93,8 @@ def test_known_frames_are_clean_in_training_as_in_sampling():
 
 
 def test_no_loss_is_taken_on_known_frames():
-    """A change of what stands in known frames' targets would show: their noise is not even looked at."""
     model = tiny_model("5b")
-    task = make_task(model)
-    loss, _ = task.loss([item(0, known=2)], step=0)
-    (gradient,) = torch.autograd.grad(loss, [model.transformer.output.linear.weight])
-    assert gradient.abs().sum() > 0
-    outputs = []
+    task, outputs = make_task(model), []
     model.transformer.register_forward_hook(lambda module, args, out: outputs.append(out))
     loss, _ = task.loss([item(0, known=2)], step=0)
     (per_row,) = torch.autograd.grad(loss, outputs)

@@ -1,5 +1,6 @@
 """Recipes end to end: VAE, latents, transformer and a model that generates, through the command."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from cogvideox import load
 from cogvideox.core.errors import InputError
 from cogvideox.training.latents import Bucket, LatentStore, encode_bucket
 from cogvideox.training.recipe import load_recipe
+from cogvideox.training.vae import VAEBatches, VAEStage, changing, motion
 from tests.tiny import tiny_model
 
 VAE = {
@@ -67,6 +69,8 @@ def train(recipe: Path, folder: Path) -> subprocess.CompletedProcess:
 def test_from_recipes_to_a_model_that_generates(tmp_path):
     first = train(write(tmp_path / "vae.yaml", VAE), tmp_path / "vae")
     assert first.returncode == 0, first.stderr
+    measured = json.loads(first.stdout.splitlines()[-1])
+    assert all(5 < measured[name] < 40 for name in ("eval_psnr", "still", "moving"))
     recipe = DIFFUSION | {"vae": str(tmp_path / "vae" / "vae"), "latents": str(tmp_path / "latents")}
     second = train(write(tmp_path / "model.yaml", recipe), tmp_path / "model")
     assert second.returncode == 0, second.stderr
@@ -78,6 +82,23 @@ def test_from_recipes_to_a_model_that_generates(tmp_path):
     again = train(tmp_path / "model.yaml", tmp_path / "model")
     assert again.returncode == 0
     assert not again.stdout
+
+
+def test_pixels_that_change_are_told_from_those_that_do_not():
+    video = torch.zeros(1, 3, 4, 2, 2)
+    video[0, 1, 2, 0, 1] = 0.5  # one colour of one pixel in one frame: it comes and goes
+    video[0, 2, 3, 1, 1] = 0.05  # too little
+    moves = changing(video)
+    assert moves.sum() == 3
+    assert moves[0, 1:, 0, 1].all()
+
+
+def test_crops_are_cut_where_most_moves():
+    stage = {"steps": 1, "batch": 1, "frames": 5, "crop": 32, "sizes": (128,)}
+    plain, lively = (
+        VAEBatches((VAEStage(**stage, crops=8 // n, candidates=n),), seed=0)[0].numpy() for n in (1, 8)
+    )
+    assert motion(lively[0]) == max(motion(clip) for clip in plain)
 
 
 def test_latents_of_another_vae_are_refused(tmp_path):

@@ -88,9 +88,9 @@ def read_transformer(config: Config, where: str = "transformer/config.json") -> 
             raise CheckpointError(f"{where}: learned positions are only supported together with rotary ones")
         positions = ("rope", "learned")
     latents = (c["sample_frames"] - 1) // 4 + 1
-    for key, unit in (("sample_height", c["patch_size"]), ("sample_width", c["patch_size"])):
-        if c[key] < unit:
-            raise CheckpointError(f"{where}: {key} = {c[key]} is less than one patch of {unit}")
+    for key in ("sample_height", "sample_width"):
+        if c[key] < c["patch_size"]:
+            raise CheckpointError(f"{where}: {key} = {c[key]} is less than one patch of {c['patch_size']}")
     if c["attention_head_dim"] % 16:
         raise CheckpointError(
             f"{where}: attention_head_dim = {c['attention_head_dim']} is not a multiple of 16"

@@ -9,12 +9,12 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from cogvideox.checkpoints.configs import Compat
 from cogvideox.core.device import out_of_memory
 from cogvideox.core.errors import NonFiniteError
 from cogvideox.core.shapes import DECODE_CHUNK, ChunkPlan, decode_plan, parity_plan
 from cogvideox.data.video import Frames
 from cogvideox.generation.media import to_frames
-from cogvideox.generation.request import Compat
 from cogvideox.generation.watch import Advance, Watch
 from cogvideox.models.vae.autoencoder import VAE
 

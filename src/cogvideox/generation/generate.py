@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from cogvideox.checkpoints.configs import Compat
 from cogvideox.checkpoints.folder import Model
 from cogvideox.core.errors import InputError
 from cogvideox.data.video import Frames
@@ -23,7 +24,7 @@ from cogvideox.diffusion.samplers import Sampler
 from cogvideox.diffusion.timesteps import sampling_timesteps
 from cogvideox.generation.media import Inputs, Latents, check_latents, encode, to_frames
 from cogvideox.generation.noise import Noise, Shape
-from cogvideox.generation.request import Compat, Settings
+from cogvideox.generation.request import Settings
 from cogvideox.generation.sample import Conditions, Known, sample
 from cogvideox.generation.watch import Watch
 
@@ -67,7 +68,7 @@ def generate(
     `release_text` frees the text encoder once the prompt is encoded; prompts that it has seen stay cached.
     Raises NonFiniteError when numbers blow up, naming the step.
     """
-    texts = _embed(model, prompt, settings, inputs, place, watch, compat)
+    texts = _embed(model, prompt, settings, inputs, place, watch)
     if release_text and model.text.model.device.type != "meta":
         model.text.model.to("meta")
         gc.collect()
@@ -103,7 +104,6 @@ def _embed(
     inputs: Inputs,
     place: Place,
     watch: Watch,
-    compat: Compat | None,
 ) -> tuple[Tensor, Tensor | None]:
     """(conditional, unconditional) text embeddings, each (L, dim); no unconditional one without guidance."""
     text = model.text
@@ -116,7 +116,7 @@ def _embed(
             return cond, None
         if inputs.uncond_LC is not None:
             return cond, inputs.uncond_LC
-        if settings.negative or compat or model.spec.unconditional == "empty":
+        if settings.negative or model.spec.unconditional == "empty":
             return cond, text.encode([settings.negative])[0]
         return cond, torch.zeros_like(cond)
 

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 import torch
 
 from cogvideox.checkpoints import lora as adapters
-from cogvideox.checkpoints.configs import ImageScale
+from cogvideox.checkpoints.configs import Compat, ImageScale
 from cogvideox.checkpoints.folder import load_model, read_spec
 from cogvideox.checkpoints.hub import resolve
 from cogvideox.checkpoints.weights import Weights as WeightFiles
@@ -18,7 +18,6 @@ from cogvideox.core.errors import InputError, nearest
 from cogvideox.generation.generate import Place
 from cogvideox.generation.pipeline import Pipeline
 from cogvideox.generation.plan import OVERHEAD, Weights, gib, weights_of
-from cogvideox.generation.request import Compat
 from cogvideox.models.specs import SPECS, ModelSpec, PositionPolicy, Unconditional
 
 Offload = Literal["auto", "none", "cpu"]

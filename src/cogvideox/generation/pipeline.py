@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 import cogvideox
+from cogvideox.checkpoints.configs import Compat
 from cogvideox.checkpoints.folder import Model
 from cogvideox.core.device import memory
 from cogvideox.core.errors import InputError
@@ -30,7 +31,7 @@ from cogvideox.generation.generate import Place, generate
 from cogvideox.generation.media import Inputs, Latents, Media, as_latents, previous
 from cogvideox.generation.noise import GeneratorNoise, KeyedNoise, Noise
 from cogvideox.generation.plan import Plan, Weights, check, make_plan
-from cogvideox.generation.request import IN_MEMORY, Compat, Request, Settings, decide
+from cogvideox.generation.request import IN_MEMORY, Request, Settings, decide
 from cogvideox.generation.result import Video
 from cogvideox.generation.watch import Watch
 from cogvideox.models.specs import ModelSpec

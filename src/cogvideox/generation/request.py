@@ -15,6 +15,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from cogvideox.checkpoints.configs import Compat
 from cogvideox.core.errors import InputError, nearest
 from cogvideox.core.shapes import ClipShape, latent_frames, pixel_frames, plan_shape
 from cogvideox.data.video import Info
@@ -24,7 +25,6 @@ from cogvideox.diffusion.timesteps import sampling_timesteps
 from cogvideox.models.specs import ModelSpec
 
 Task = Literal["text", "image", "video", "extend"]
-Compat = Literal["diffusers"]
 SEEDS = (-(2**63), 2**64 - 1)  # what torch's generators take
 IN_MEMORY = "(in memory)"
 """Stands for the path of an input that is no file."""

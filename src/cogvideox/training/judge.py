@@ -6,31 +6,20 @@ import textwrap
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image, ImageDraw
 
-from cogvideox.checkpoints.folder import Model
-from cogvideox.core.device import pick_device
 from cogvideox.core.files import atomic_path
 from cogvideox.data.storybook import World
-from cogvideox.generation.generate import Place
 from cogvideox.generation.pipeline import Pipeline
 
 TEXT_WIDTH = 200  # pixels
 
 
-def judge(model: Model, path: Path, *, seed: int, prompts: int = 10, steps: int = 16) -> dict[str, float]:
+def contact_sheet(pipe: Pipeline, path: Path, *, seed: int, prompts: int, steps: int) -> None:
     """Write a sheet to `path`, a row a prompt: the prompt, three true frames, five generated ones.
 
-    Two thirds of the prompts are of training clips, the rest of the held-out compositions.
+    One prompt in three is a composition that was held out, the others are of the training split.
     """
-    return contact_sheet(
-        Pipeline(model, Place(pick_device("cpu"), torch.bfloat16)), path, seed, prompts, steps
-    )
-
-
-def contact_sheet(pipe: Pipeline, path: Path, seed: int, prompts: int, steps: int) -> dict[str, float]:
-    """The sheet of `judge` for a loaded model, at its native shape."""
     spec, rows = pipe.spec, []
     for index in range(prompts):
         world = World(seed=seed, split="heldout" if index % 3 == 2 else "train", level="single")
@@ -46,4 +35,3 @@ def contact_sheet(pipe: Pipeline, path: Path, seed: int, prompts: int, steps: in
         rows.append(np.concatenate([np.asarray(label), *chosen], axis=1))
     with atomic_path(path) as partial:
         Image.fromarray(np.concatenate(rows)).save(partial)
-    return {}

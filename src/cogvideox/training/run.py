@@ -16,12 +16,14 @@ from cogvideox.checkpoints.keymaps import diffusers_vae, iter_theirs
 from cogvideox.checkpoints.weights import DIFFUSERS_STEM, Weights, build, write_weights
 from cogvideox.core.files import atomic_path
 from cogvideox.diffusion.schedule import make_schedule
+from cogvideox.generation.generate import Place
+from cogvideox.generation.pipeline import Pipeline
 from cogvideox.models.specs import ModelSpec
 from cogvideox.models.text import TextEncoder, fingerprint
 from cogvideox.models.transformer.model import Transformer
 from cogvideox.models.vae.autoencoder import VAE
 from cogvideox.training.diffusion import DiffusionBatches, DiffusionTask, TextAndTransformer
-from cogvideox.training.judge import judge
+from cogvideox.training.judge import contact_sheet
 from cogvideox.training.latents import LatentStore, encode_bucket
 from cogvideox.training.loop import train
 from cogvideox.training.recipe import DiffusionRecipe, VAERecipe, load_recipe
@@ -78,6 +80,10 @@ def run_diffusion(recipe: DiffusionRecipe, folder: Path, workers: int) -> None:
     def finished(weights: dict[str, Tensor]) -> Model:
         return assemble(spec, vae, tokenizer, both, weights)
 
+    def judge(weights: dict[str, Tensor], where: Path, step: int) -> None:
+        pipe = Pipeline(finished(weights), Place(CPU, torch.bfloat16))
+        contact_sheet(pipe, where / f"{step:06d}.png", seed=recipe.seed, prompts=10, steps=16)
+
     task = DiffusionTask(
         both,
         lambda captions: tokenize(tokenizer, captions, spec.transformer.text_length),
@@ -85,9 +91,7 @@ def run_diffusion(recipe: DiffusionRecipe, folder: Path, workers: int) -> None:
         make_schedule(spec.snr_shift),
         seed=recipe.seed,
         drop_text=recipe.drop_text,
-        judge=lambda weights, where, step: judge(
-            finished(weights), where / f"{step:06d}.png", seed=recipe.seed
-        ),
+        judge=judge,
     )
     steps = sum(stage.steps for stage in recipe.stages)
     optimizer = train(task, folder, steps=steps, workers=workers, **recipe.optimizer.model_dump())

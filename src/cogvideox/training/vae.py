@@ -66,7 +66,7 @@ class VAEBatches(Dataset[Any]):
         side = int(draw.choice(stage.sizes))
         clips = []
         for index in draw.integers(2**31, size=stage.batch):
-            # As long as the latest start, so that the action never ends before the clip.
+            # Long enough for the latest start, so that the action never ends before the clip.
             clip = self.world.clip(int(index), duration=1.0 + stage.frames / 8)
             start = float(draw.uniform(0.0, 1.0))
             video = clip.render(frames=stage.frames, fps=8, height=side, width=side, start=start)
@@ -84,6 +84,18 @@ def motion(video_THWC: Frames) -> float:
 def to_model(video_BTHWC: Tensor) -> Tensor:
     """uint8 (B, T, H, W, 3) -> bf16 (B, 3, T, H, W) in [-1, 1], as generation encodes its inputs."""
     return torch.cat([to_signed(clip.numpy()) for clip in video_BTHWC]).bfloat16()
+
+
+def changing(video_BCTHW: Tensor) -> Tensor:
+    """Pixels (B, T, H, W) of which a colour differs by over 5 % of its range from a neighbouring frame's."""
+    change = video_BCTHW.float().diff(dim=2).abs().amax(dim=1) > 0.1
+    edge = torch.zeros_like(change[:, :1])
+    return torch.cat([change, edge], dim=1) | torch.cat([edge, change], dim=1)
+
+
+def psnr(error: Tensor) -> Tensor:
+    """dB of mean squared errors of values in [0, 1]."""
+    return -10 * error.clamp(min=1e-10).log10()
 
 
 def gradient_l1(error: Tensor) -> Tensor:
@@ -165,18 +177,33 @@ class VAETask:
 
     @torch.no_grad()
     def evaluate(self, weights: dict[str, Tensor], folder: Path, step: int) -> dict[str, float]:
-        """PSNR in dB on held-out clips at 128x128, mean over frames and clips; leaves a picture."""
+        """PSNR in dB on held-out clips at 128x128, mean over frames and clips; leaves a picture.
+
+        `still` and `moving` are the PSNRs of all pixels without and with a change to a neighbouring frame.
+        """
         model = self._with(weights)
         scores: list[float] = []
+        still: list[Tensor] = []
+        moving: list[Tensor] = []
         rows: list[Tensor] = []
         for clip in self.held_out():
             video = to_model(clip)
             decoded = model.decode(model.encode(video)).float().clamp(-1, 1)
-            error = (decoded - video.float()).square().mean(dim=(0, 1, 3, 4)) / 4
-            scores.append((-10 * error.clamp(min=1e-10).log10()).mean().item())
+            error = (decoded - video.float()).square().mean(dim=1) / 4
+            scores.append(psnr(error.mean(dim=(0, 2, 3))).mean().item())
+            moves = changing(video)
+            still.append(error[~moves])
+            moving.append(error[moves])
             if len(rows) < 8:
                 both = torch.cat([video.float(), decoded], dim=3)[0, :, ::5]
                 rows.append(((both + 1) * 127.5).round().byte().permute(2, 1, 3, 0).flatten(1, 2))
         sheet = torch.cat([torch.cat(rows[i : i + 2], 1) for i in range(0, len(rows), 2)])
         Image.fromarray(sheet.numpy()).save(folder / f"{step:06d}.png")
-        return {"eval_psnr": round(sum(scores) / len(scores), 3)}
+        parts = {
+            name: psnr(torch.cat(errors).mean()).item()
+            for name, errors in (("still", still), ("moving", moving))
+        }
+        return {
+            name: round(value, 3)
+            for name, value in ({"eval_psnr": sum(scores) / len(scores)} | parts).items()
+        }

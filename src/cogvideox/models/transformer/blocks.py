@@ -108,8 +108,8 @@ SHORT = 512
 def attention(q_SNLK: Tensor, k_SNLK: Tensor, v_SNLK: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(K)) v by PyTorch's fused kernel.
 
-    Its backward is slow for short sequences on CPUs, so that training uses plain products there: 2.7 times as
-    fast at 48 segments of 128 tokens, in bf16.
+    Its backward is slow for short sequences on CPUs, so that training uses plain products there: up to 2.8
+    times as fast at 48 segments of 128 tokens, depending on the allocator (docs/log.md).
     """
     if torch.is_grad_enabled() and q_SNLK.device.type == "cpu" and q_SNLK.shape[2] <= SHORT:
         scores = (q_SNLK * q_SNLK.shape[-1] ** -0.5) @ k_SNLK.transpose(-1, -2)
