@@ -21,6 +21,7 @@ from torch import Tensor
 
 from cogvideox.core.device import describe, peak_memory, pick_device, pick_dtype
 from cogvideox.core.files import write_text
+from cogvideox.core.heap import one_heap
 from cogvideox.core.shapes import latent_frames
 from cogvideox.models.specs import SPECS, VAESpec
 from cogvideox.models.transformer.blocks import attention
@@ -131,6 +132,7 @@ def main() -> None:
     parser.add_argument("--case", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.case:
+        one_heap()  # as the command does
         print(json.dumps(CASES[options.case]()))
         return
     print(f"{describe(pick_device('cpu'))}, torch {torch.__version__}")

@@ -44,12 +44,12 @@ def fail(pipe, error, after, times=1):
     """The decoder raises `error` at its `after`-th chunk, `times` times in all; returns the calls seen."""
     original, calls, raised = pipe.vae.decode_chunk, [], []
 
-    def decode_chunk(z, cache=None, *, lead=True):
+    def decode_chunk(z, cache=None, *, lead=True, reuse=False):
         calls.append(z.shape[2])
         if len(calls) >= after and len(raised) < times:
             raised.append(error)
             raise error
-        return original(z, cache, lead=lead)
+        return original(z, cache, lead=lead, reuse=reuse)
 
     pipe.vae.decode_chunk = decode_chunk
     return calls

@@ -115,6 +115,18 @@ def test_streaming_encode_equals_whole_bit_for_bit(pair, sizes):
 
 
 @torch.no_grad()
+def test_a_cache_is_a_value_unless_its_owner_spends_it(pair):
+    ours, z = pair[0], latents(7) / pair[0].spec.scale
+    _, cache = ours.decode_chunk(z[:, :, :3])
+    kept = [tail.clone() for tail in cache]
+    once, _ = ours.decode_chunk(z[:, :, 3:5], cache)
+    assert all(torch.equal(*two) for two in zip(cache, kept, strict=True))
+    again, spent = ours.decode_chunk(z[:, :, 3:5], cache, reuse=True)
+    assert torch.equal(once, again)
+    assert [tail.data_ptr() for tail in spent] == [tail.data_ptr() for tail in cache]
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("count", range(1, 10))
 def test_only_the_norms_see_the_chunks(pair, monkeypatch, count):
     """Without the statistics that GroupNorm pools over a chunk, any cut gives what one chunk gives."""

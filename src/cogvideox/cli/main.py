@@ -15,6 +15,7 @@ import typer
 import cogvideox
 from cogvideox.cli import convert, data, decode, doctor, generate, info, models, train
 from cogvideox.core.errors import InputError, NonFiniteError
+from cogvideox.core.heap import one_heap
 
 STOPPED = 130
 
@@ -48,6 +49,7 @@ app.add_typer(data.app, name="data")
 
 def main() -> None:
     """Entry point: runs the command and exits with its status."""
+    one_heap()
     signal.signal(signal.SIGTERM, _terminate)
     try:
         status = app(prog_name="cogvideox", standalone_mode=False) or 0

@@ -133,31 +133,35 @@ class VAE(nn.Module):
         self.decoder = Decoder(spec)
 
     def encode_chunk(
-        self, video_BCTHW: Tensor, cache: Cache | None = None, *, lead: bool = True
+        self, video_BCTHW: Tensor, cache: Cache | None = None, *, lead: bool = True, reuse: bool = False
     ) -> tuple[Tensor, Cache]:
         """One chunk of frames -> (moments, cache for the next chunk). `cache` None starts a clip.
+
+        With `reuse` the new cache takes the memory of `cache`, which is then spent.
 
         Raises ValueError unless the frames make whole latents: 4k+1 of them if the first stands alone,
         else 4k.
         """
-        carry = Carry(cache, lead)
+        carry = Carry(cache, lead, reuse)
         if video_BCTHW.shape[2] % FRAMES_PER_LATENT != carry.lead:
             legal = "4k+1" if carry.lead else "4k"
             raise ValueError(f"a chunk of {video_BCTHW.shape[2]} frames where only {legal} can be encoded")
         return self.encoder(_channels_last(video_BCTHW), carry), carry.cache
 
     def decode_chunk(
-        self, latents_BCTHW: Tensor, cache: Cache | None = None, *, lead: bool = True
+        self, latents_BCTHW: Tensor, cache: Cache | None = None, *, lead: bool = True, reuse: bool = False
     ) -> tuple[Tensor, Cache]:
-        """One chunk of *unscaled* latents -> (frames, cache for the next). `cache` None starts a clip."""
-        carry = Carry(cache, lead)
+        """One chunk of *unscaled* latents -> (frames, cache for the next). `cache` and `reuse` as in
+        `encode_chunk`.
+        """
+        carry = Carry(cache, lead, reuse)
         return self.decoder(_channels_last(latents_BCTHW), carry), carry.cache
 
     def encode_stream(self, chunks: Iterable[Tensor], *, lead: bool = True) -> Iterator[Posterior]:
         """Chunks of frames, cut as a chunk plan says -> their posteriors, one by one."""
         cache: Cache | None = None
         for chunk in chunks:
-            moments, cache = self.encode_chunk(chunk.to(self.dtype), cache, lead=lead)
+            moments, cache = self.encode_chunk(chunk.to(self.dtype), cache, lead=lead, reuse=_no_grad())
             yield Posterior.of(moments)
 
     def decode_stream(self, latents_BCTHW: Tensor, plan: ChunkPlan | None = None) -> Iterator[Tensor]:
@@ -169,7 +173,7 @@ class VAE(nn.Module):
         cache: Cache | None = None
         for chunk in latents_BCTHW.split(plan.sizes, dim=2):
             z = chunk.to(self.dtype) / self.spec.scale
-            frames, cache = self.decode_chunk(z, cache, lead=plan.lead)
+            frames, cache = self.decode_chunk(z, cache, lead=plan.lead, reuse=_no_grad())
             yield frames
 
     def posterior(self, video_BCTHW: Tensor, plan: ChunkPlan | None = None) -> Posterior:
@@ -205,6 +209,11 @@ class VAE(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         return self.decoder.conv_in.weight.dtype
+
+
+def _no_grad() -> bool:
+    """A stream owns its cache; only a backward pass may still want the old values."""
+    return not torch.is_grad_enabled()
 
 
 def _channels_last(x_BCTHW: Tensor) -> Tensor:

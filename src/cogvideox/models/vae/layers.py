@@ -17,15 +17,17 @@ class Carry:
     """Passes the tails of the causal convolutions from one chunk of a clip to the next.
 
     Built from the cache that the previous chunk left (None for the first); convolutions call `pad` in a fixed
-    order, and `cache` holds their new tails once the chunk is through.
+    order, and `cache` holds their new tails once the chunk is through. With `reuse` they are written into the
+    memory of the old ones, which are then spent: a long clip does not scatter small blocks over the heap.
     """
 
-    def __init__(self, previous: Cache | None, lead: bool) -> None:
+    def __init__(self, previous: Cache | None, lead: bool, reuse: bool = False) -> None:
         self.first = previous is None
         """This chunk opens a clip."""
         self.lead = lead and self.first
         """This chunk opens a clip whose first frame stands alone."""
         self._previous = iter(previous) if previous is not None else None
+        self._reuse = reuse
         self._tails: list[Tensor] = []
 
     def pad(self, x_BCTHW: Tensor) -> Tensor:
@@ -35,8 +37,9 @@ class Carry:
         else:
             head = next(self._previous)
         padded = torch.cat([head, x_BCTHW], dim=2)
+        tail = padded[:, :, -2:]
         # A copy, so that the cache does not keep the whole padded chunk alive.
-        self._tails.append(padded[:, :, -2:].clone())
+        self._tails.append(head.copy_(tail) if self._reuse and not self.first else tail.clone())
         return padded
 
     @property
