@@ -4,17 +4,19 @@ import pytest
 import torch
 
 from cogvideox.core import rng
+from cogvideox.data.storybook import World
 from cogvideox.diffusion.samplers import Sampler
 from cogvideox.diffusion.timesteps import sampling_timesteps
 from cogvideox.generation.noise import KeyedNoise
 from cogvideox.generation.sample import Conditions, Known, predict, sample
 from cogvideox.training.diffusion import DiffusionTask, Item, TextAndTransformer
+from cogvideox.training.latents import Bucket, LatentStore
 from cogvideox.training.optim import MasterOptimizer
 from cogvideox.training.text import tokenize
 from tests.tiny import prompt, tiny_model, tiny_spec
 
 
-def make_task(model, drop_text=0.0):
+def make_task(model, drop_text=0.0, subject_weight=1.0):
     both = TextAndTransformer(model.transformer, model.text.model)
     both.requires_grad_(True)
     return DiffusionTask(
@@ -24,13 +26,16 @@ def make_task(model, drop_text=0.0):
         schedule=model.schedule,
         seed=3,
         drop_text=drop_text,
+        subject_weight=subject_weight,
         judge=None,
     )
 
 
 def item(index=0, known=0, frames=3):
     latents = rng.normal((4, frames, 4, 6), 1, "latents", index)
-    return Item(latents, prompt(5, seed=index), f"clip/{index}", known)
+    subject = torch.zeros(frames, 4, 6, dtype=torch.bool)
+    subject[:, 1:3, 2:4] = True
+    return Item(latents, prompt(5, seed=index), f"clip/{index}", known, subject)
 
 
 class Spy:
@@ -122,3 +127,31 @@ def test_losses_are_logged_by_timestep():
     _, metrics = make_task(model).loss([item(j) for j in range(8)], step=0)
     assert {f"loss_{low}" for low in (0, 250, 500, 750)} <= set(metrics)
     assert metrics["tokens"] == 8 * (model.text.length + 3 * 2 * 3)
+
+
+@pytest.mark.parametrize("like", ["5b", "1.5-5b"])
+def test_errors_count_more_where_a_character_is(like):
+    model = tiny_model(like)
+    batch = [item(0, frames=4), item(1, known=1, frames=4)]
+    plain = make_task(model).loss(batch, step=2)[0]
+    weighted = make_task(model, subject_weight=5.0).loss(batch, step=2)[0]
+    assert not torch.allclose(plain, weighted)
+    for j, one in enumerate(batch):
+        one.subject_THW[:] = j == 0  # everywhere or nowhere: no place counts more than another
+    assert torch.allclose(make_task(model, subject_weight=5.0).loss(batch, step=2)[0], plain, atol=1e-6)
+
+
+def test_the_subject_is_where_the_character_is_drawn(tmp_path):
+    bucket = Bucket(frames=9, height=64, width=96, clips=0, level="single")
+    store = LatentStore(bucket, tmp_path, seed=4)
+    for index in range(8):
+        clip = World(seed=4, split="train", level=bucket.level).clip(index, duration=1.0)
+        mask = store.subject(index)
+        assert mask.shape == (3, 8, 12)
+        boxes = clip.truth(9, 8, 64, 96)["boxes"][0]
+        assert mask.any() == any(boxes)
+        for frame, box in enumerate(boxes):
+            if box:
+                x, y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
+                assert mask[(frame + 3) // 4, int(y * 8), int(x * 12)]
+        assert mask.float().mean() < 0.8

@@ -118,7 +118,7 @@ def test_stored_latents_are_those_of_generation(tmp_path):
 
     bucket, vae = Bucket(level="single", frames=9, height=32, width=32, clips=1), tiny_model("5b").vae
     encode_bucket(vae, bucket, tmp_path, seed=0, fingerprint="a", workers=0)
-    store = LatentStore(bucket, tmp_path)
+    store = LatentStore(bucket, tmp_path, seed=0)
     clip = World(seed=0, split="train", level="single").clip(5, duration=1.0)
     want = encode(vae, clip.render(frames=9, fps=8, height=32, width=32))
     torch.testing.assert_close(store.latents(5).float(), want, rtol=8e-3, atol=1e-3)  # stored as bf16
@@ -127,7 +127,7 @@ def test_stored_latents_are_those_of_generation(tmp_path):
 
 def test_missing_latents_are_named(tmp_path):
     with pytest.raises(InputError, match="1 files of latents are missing"):
-        LatentStore(Bucket(frames=1, height=32, width=32, clips=10), tmp_path)
+        LatentStore(Bucket(frames=1, height=32, width=32, clips=10), tmp_path, seed=0)
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from cogvideox.diffusion.objective import v_loss
 from cogvideox.diffusion.schedule import Schedule
 from cogvideox.diffusion.timesteps import stratified
 from cogvideox.models.transformer.model import Transformer
-from cogvideox.training.latents import Bucket, LatentStore
+from cogvideox.training.latents import CAPTIONS, Bucket, LatentStore
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +44,8 @@ class Item:
     name: str
     known: int
     """Latent frames in front that the model gets clean: 0, 1 (a given first frame) or more (continuation)."""
+    subject_THW: Tensor
+    """Bool: where a character is."""
 
 
 class DiffusionBatches(Dataset[Any]):
@@ -57,9 +59,10 @@ class DiffusionBatches(Dataset[Any]):
         *,
         seed: int,
         known: float,
+        dense: float,
     ) -> None:
-        self.stages, self.seed, self.known = stages, seed, known
-        self.stores = {bucket.name: LatentStore(bucket, folder) for bucket in buckets}
+        self.stages, self.seed, self.known, self.dense = stages, seed, known, dense
+        self.stores = {bucket.name: LatentStore(bucket, folder, seed) for bucket in buckets}
 
     def __len__(self) -> int:
         return sum(stage.steps for stage in self.stages)
@@ -77,7 +80,7 @@ class DiffusionBatches(Dataset[Any]):
             store = self.stores[name]
             for index in draw.integers(len(store), size=count):
                 latents, captions = store.latents(int(index)), store.captions(int(index))
-                caption = captions[int(draw.integers(len(captions)))]
+                caption = captions[int(draw.integers(CAPTIONS)) + CAPTIONS * (draw.random() < self.dense)]
                 length, skip, known = latents.shape[1], 0, 0
                 if length > 1 and draw.random() < self.known:
                     known = 1
@@ -85,7 +88,8 @@ class DiffusionBatches(Dataset[Any]):
                         # Generation continues from the middle of a clip, where a latent holds four frames.
                         skip = int(draw.integers(length - 1))
                         known = int(draw.integers(1, length - skip))
-                items.append(Item(latents[:, skip:], caption, f"{name}/{index}", known))
+                subject = store.subject(int(index))[skip:]
+                items.append(Item(latents[:, skip:], caption, f"{name}/{index}", known, subject))
         return sorted(items, key=lambda item: item.latents_CTHW.shape)  # equal shapes run as one batch
 
 
@@ -100,7 +104,11 @@ class TextAndTransformer(nn.Module):
 
 
 class DiffusionTask:
-    """v-prediction of latents; with probability `drop_text` the text is zeros, the unconditional branch."""
+    """v-prediction of latents; with probability `drop_text` the text is zeros, the unconditional branch.
+
+    Errors where a character is count `subject_weight` times those elsewhere: characters are what prompts are
+    about, and a twentieth of the picture. The weights of a sample have mean 1.
+    """
 
     def __init__(
         self,
@@ -111,10 +119,11 @@ class DiffusionTask:
         *,
         seed: int,
         drop_text: float,
+        subject_weight: float,
         judge: Callable[[dict[str, Tensor], Path, int], None],
     ) -> None:
         self.model, self.tokenize, self._batches, self.schedule = model, tokenize, batches, schedule
-        self.seed, self.drop_text, self._judge = seed, drop_text, judge
+        self.seed, self.drop_text, self.subject_weight, self._judge = seed, drop_text, subject_weight, judge
 
     def batches(self) -> DiffusionBatches:
         return self._batches
@@ -145,7 +154,11 @@ class DiffusionTask:
             targets.append(self.schedule.velocity(clean[None], noise[None], t[None])[0][:, item.known :])
         pack = build_pack(samples, spec, dtype=dtype)
         outputs = split_output(self.model.transformer(pack), pack, spec)
-        predictions = [output[:, item.known :] for output, item in zip(outputs, batch, strict=True)]
+        roots = [self._roots(item, spec.patch) for item in batch]
+        predictions = [
+            output[:, item.known :] * r for output, item, r in zip(outputs, batch, roots, strict=True)
+        ]
+        targets = [target * root for target, root in zip(targets, roots, strict=True)]
         loss, losses_S = v_loss(predictions, targets, [1.0] * len(batch))
         metrics = {"tokens": float(sum(segment.length for segment in pack.segments))}
         for low in range(0, 1000, 250):
@@ -153,6 +166,12 @@ class DiffusionTask:
             if inside:
                 metrics[f"loss_{low}"] = sum(inside) / len(inside)
         return loss, metrics
+
+    def _roots(self, item: Item, patch: tuple[int, int, int]) -> Tensor:
+        """Square roots (T, H, W) of the weights of an item's latents that are not known."""
+        subject = pad_front(item.subject_THW[None].float(), patch)[0, item.known :]
+        weights = 1.0 + (self.subject_weight - 1.0) * subject
+        return (weights / weights.mean()).sqrt()
 
     def evaluate(self, weights: dict[str, Tensor], folder: Path, step: int) -> dict[str, float]:
         self._judge(weights, folder, step)

@@ -7,6 +7,7 @@ resumable: a file is there whole or not at all.
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from cogvideox.core.errors import InputError
 from cogvideox.core.files import atomic_path, write_text
+from cogvideox.core.shapes import FRAMES_PER_LATENT, latent_frames
+from cogvideox.data.storybook.clip import Clip
 from cogvideox.data.storybook.world import VERSION, World
 from cogvideox.generation.media import to_signed
 from cogvideox.models.vae.autoencoder import VAE
@@ -45,6 +48,14 @@ class Bucket:
         return f"{self.level}-{self.frames}f-{self.width}x{self.height}"
 
 
+def _world(bucket: Bucket, seed: int) -> World:
+    return World(seed=seed, split="train", level=bucket.level)
+
+
+def _clip(world: World, bucket: Bucket, index: int) -> Clip:
+    return world.clip(index, duration=(bucket.frames - 1) / bucket.fps)
+
+
 class _Rendered(Dataset[Any]):
     """Chunk number -> clips (CHUNK, T, H, W, 3) uint8 and the captions of each."""
 
@@ -56,8 +67,8 @@ class _Rendered(Dataset[Any]):
 
     def __getitem__(self, item: int) -> tuple[Tensor, list[list[str]]]:
         b, first = self.bucket, self.chunks[item] * CHUNK
-        world = World(seed=self.seed, split="train", level=b.level)
-        clips = [world.clip(i, duration=(b.frames - 1) / b.fps) for i in range(first, first + CHUNK)]
+        world = _world(b, self.seed)
+        clips = [_clip(world, b, index) for index in range(first, first + CHUNK)]
         pixels = [c.render(frames=b.frames, fps=b.fps, height=b.height, width=b.width) for c in clips]
         captions = [
             [tell(variant) for tell in (c.short_caption, c.dense_caption) for variant in range(CAPTIONS)]
@@ -98,10 +109,11 @@ def encode_bucket(
 
 
 class LatentStore:
-    """Reads single clips of an encoded bucket."""
+    """Reads single clips of an encoded bucket, and knows from the world what is in them."""
 
-    def __init__(self, bucket: Bucket, folder: Path) -> None:
-        self.home = folder / bucket.name
+    def __init__(self, bucket: Bucket, folder: Path, seed: int) -> None:
+        self.bucket, self.seed, self.home = bucket, seed, folder / bucket.name
+        self._world: World | None = None
         self.count = -(-bucket.clips // CHUNK) * CHUNK
         self._captions: dict[int, list[list[str]]] = {}
         if missing := [n for n in range(self.count // CHUNK) if not self._path(n).exists()]:
@@ -122,6 +134,20 @@ class LatentStore:
             with self._open(index) as file:
                 self._captions[chunk] = json.loads(file.metadata()["captions"])
         return self._captions[chunk][index % CHUNK]
+
+    def subject(self, index: int) -> Tensor:
+        """(T, H, W) bool on the latent grid: where a character is, in any of a latent's frames."""
+        b = self.bucket
+        if self._world is None:
+            self._world = _world(b, self.seed)
+        boxes = _clip(self._world, b, index).truth(b.frames, b.fps, b.height, b.width)["boxes"]
+        height, width = b.height // 8, b.width // 8
+        mask = torch.zeros(latent_frames(b.frames), height, width, dtype=torch.bool)
+        for frame, box in ((frame, box) for actor in boxes for frame, box in enumerate(actor) if box):
+            x0, y0, x1, y1 = box
+            rows = slice(int(y0 * height), math.ceil(y1 * height))
+            mask[-(-frame // FRAMES_PER_LATENT), rows, int(x0 * width) : math.ceil(x1 * width)] = True
+        return mask
 
     def _open(self, index: int) -> Any:
         return safe_open(self._path(index // CHUNK), framework="pt")

@@ -73,6 +73,10 @@ class DiffusionRecipe(Strict):
     """Probability that a sample is trained without text, for classifier-free guidance."""
     known: float
     """Probability that a clip comes with its first frame or frames given, for images and continuation."""
+    dense: float = 0.5
+    """Share of dense captions; the others are short."""
+    subject_weight: float = 1.0
+    """How many times errors where a character is count."""
     stages: tuple[DiffusionStage, ...]
     optimizer: OptimizerConfig
 

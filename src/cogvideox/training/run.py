@@ -87,10 +87,18 @@ def run_diffusion(recipe: DiffusionRecipe, folder: Path, workers: int) -> None:
     task = DiffusionTask(
         both,
         lambda captions: tokenize(tokenizer, captions, spec.transformer.text_length),
-        DiffusionBatches(recipe.stages, recipe.buckets, recipe.latents, seed=recipe.seed, known=recipe.known),
+        DiffusionBatches(
+            recipe.stages,
+            recipe.buckets,
+            recipe.latents,
+            seed=recipe.seed,
+            known=recipe.known,
+            dense=recipe.dense,
+        ),
         make_schedule(spec.snr_shift),
         seed=recipe.seed,
         drop_text=recipe.drop_text,
+        subject_weight=recipe.subject_weight,
         judge=judge,
     )
     steps = sum(stage.steps for stage in recipe.stages)
@@ -146,6 +154,6 @@ def _tokenizer(recipe: DiffusionRecipe, folder: Path) -> PreTrainedTokenizerBase
 
 def _captions(recipe: DiffusionRecipe, count: int = 4000) -> Iterator[str]:
     for bucket in recipe.buckets:
-        store = LatentStore(bucket, recipe.latents)
+        store = LatentStore(bucket, recipe.latents, recipe.seed)
         for index in range(min(count, len(store))):
             yield from store.captions(index)
