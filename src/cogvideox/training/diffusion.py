@@ -106,8 +106,8 @@ class TextAndTransformer(nn.Module):
 class DiffusionTask:
     """v-prediction of latents; with probability `drop_text` the text is zeros, the unconditional branch.
 
-    Errors where a character is count `subject_weight` times those elsewhere: characters are what prompts are
-    about, and a twentieth of the picture. The weights of a sample have mean 1.
+    Errors where a character is count `subject_weight` times those elsewhere, for characters are what prompts
+    are about. The weights of a sample have mean 1.
     """
 
     def __init__(
