@@ -11,7 +11,8 @@ import yaml
 
 from cogvideox import load
 from cogvideox.core.errors import InputError
-from cogvideox.training.latents import Bucket, LatentStore, encode_bucket
+from cogvideox.data.storybook import World
+from cogvideox.training.latents import Bucket, LatentStore, draw, encode_bucket
 from cogvideox.training.recipe import load_recipe
 from cogvideox.training.vae import VAEBatches, VAEStage, changing, motion
 from tests.tiny import tiny_model
@@ -44,10 +45,14 @@ DIFFUSION = {
         "first_frame": True,
     },
     "text": {"layers": 1, "heads": 2, "head_dim": 8, "ff_dim": 16, "vocabulary": 200},
-    "buckets": [{"level": "single", "frames": 9, "height": 32, "width": 32, "clips": 64}],
+    "text_steps": 2,
+    "buckets": [
+        {"level": "single", "frames": 9, "height": 32, "width": 32, "clips": 64},
+        {"level": "single", "frames": 1, "height": 32, "width": 32, "clips": 64, "closeup": True},
+    ],
     "drop_text": 0.1,
     "known": 0.5,
-    "stages": [{"steps": 3, "mix": {"single-9f-32x32": 4}}],
+    "stages": [{"steps": 3, "mix": {"single-9f-32x32": 4, "single-1f-32x32-closeup": 2}}],
     "optimizer": {"matrix_lr": 0.02, "lr": 1e-3},
 }
 
@@ -113,7 +118,6 @@ def test_latents_of_another_vae_are_refused(tmp_path):
 
 
 def test_stored_latents_are_those_of_generation(tmp_path):
-    from cogvideox.data.storybook import World
     from cogvideox.generation.media import encode
 
     bucket, vae = Bucket(level="single", frames=9, height=32, width=32, clips=1), tiny_model("5b").vae
@@ -123,6 +127,32 @@ def test_stored_latents_are_those_of_generation(tmp_path):
     want = encode(vae, clip.render(frames=9, fps=8, height=32, width=32))
     torch.testing.assert_close(store.latents(5).float(), want, rtol=8e-3, atol=1e-3)  # stored as bf16
     assert clip.short_caption(0) in store.captions(5)
+
+
+def test_a_closeup_is_a_part_of_a_larger_picture_with_the_character_in_its_middle():
+    bucket = Bucket(level="single", frames=1, height=32, width=48, clips=1, closeup=True)
+    world = World(seed=0, split="train", level="single")
+    for index in range(5):
+        clip = world.clip(index, duration=0.0)
+        whole, part = clip.render(frames=1, height=64, width=96)[0], draw(clip, bucket)[0]
+        corners = [
+            (y, x) for y in range(33) for x in range(49) if (whole[y : y + 32, x : x + 48] == part).all()
+        ]
+        x0, y0, x1, y1 = clip.truth(frames=1, height=64, width=96)["boxes"][0][0]
+        best = min(max(32 * (y0 + y1) - 16, 0), 32), min(max(48 * (x0 + x1) - 24, 0), 48)
+        assert any(abs(y - best[0]) <= 1 and abs(x - best[1]) <= 1 for y, x in corners), (
+            index,
+            corners,
+            best,
+        )
+
+
+def test_the_subject_of_a_closeup_is_around_its_middle(tmp_path):
+    bucket = Bucket(level="single", frames=1, height=64, width=128, clips=64, closeup=True)
+    encode_bucket(tiny_model("5b").vae, bucket, tmp_path, seed=0, fingerprint="a", workers=0)
+    store = LatentStore(bucket, tmp_path, seed=0)
+    masks = torch.stack([store.subject(index)[0] for index in range(64)]).float()
+    assert masks[:, 3:5, 7:9].mean() > 0.9 > 0.8 > masks.mean() > 0.3
 
 
 def test_missing_latents_are_named(tmp_path):
@@ -142,6 +172,13 @@ def test_missing_latents_are_named(tmp_path):
 def test_wrong_recipes_are_named(tmp_path, change, message):
     with pytest.raises(InputError, match=message):
         load_recipe(write(tmp_path / "r.yaml", VAE | change))
+
+
+def test_a_moving_closeup_is_refused(tmp_path):
+    wrong = DIFFUSION["buckets"][0] | {"closeup": True}
+    recipe = DIFFUSION | {"vae": "a", "latents": "b", "buckets": [wrong]}
+    with pytest.raises(InputError, match=r"buckets.0: .*close-up is a picture, of 1 frame and not 9"):
+        load_recipe(write(tmp_path / "r.yaml", recipe))
 
 
 def test_unreadable_recipes_are_one_line(tmp_path):

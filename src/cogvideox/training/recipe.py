@@ -68,6 +68,8 @@ class DiffusionRecipe(Strict):
     model: ModelSpec
     """Its `vae` is replaced by that of the VAE's folder."""
     text: TextSpec
+    text_steps: int = 0
+    """Steps in which the text encoder first learns by itself to tell captions of different clips apart."""
     buckets: tuple[Bucket, ...]
     drop_text: float
     """Probability that a sample is trained without text, for classifier-free guidance."""

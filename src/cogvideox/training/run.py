@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -27,7 +28,7 @@ from cogvideox.training.judge import contact_sheet
 from cogvideox.training.latents import LatentStore, encode_bucket
 from cogvideox.training.loop import train
 from cogvideox.training.recipe import DiffusionRecipe, VAERecipe, load_recipe
-from cogvideox.training.text import make_tokenizer, new_t5, tokenize
+from cogvideox.training.text import TextTask, make_tokenizer, new_t5, tokenize
 from cogvideox.training.vae import VAETask
 
 CPU = torch.device("cpu")
@@ -75,6 +76,13 @@ def run_diffusion(recipe: DiffusionRecipe, folder: Path, workers: int) -> None:
     transformer = Transformer(spec.transformer, spec.position_policy)
     _initialise(transformer)
     text = new_t5(recipe.text, spec.transformer.text_dim, len(tokenizer))
+
+    def ids(captions: list[str]) -> Tensor:
+        return tokenize(tokenizer, captions, spec.transformer.text_length)
+
+    if recipe.text_steps:
+        first = TextTask(text, ids, list(_captions(recipe)), steps=recipe.text_steps, seed=recipe.seed)
+        train(first, folder / "text", steps=recipe.text_steps, lr=1e-3, decay_from=0.2, workers=0)
     both = TextAndTransformer(transformer, text).to(torch.bfloat16)
 
     def finished(weights: dict[str, Tensor]) -> Model:
@@ -86,7 +94,7 @@ def run_diffusion(recipe: DiffusionRecipe, folder: Path, workers: int) -> None:
 
     task = DiffusionTask(
         both,
-        lambda captions: tokenize(tokenizer, captions, spec.transformer.text_length),
+        ids,
         DiffusionBatches(
             recipe.stages,
             recipe.buckets,
@@ -148,12 +156,15 @@ def _tokenizer(recipe: DiffusionRecipe, folder: Path) -> PreTrainedTokenizerBase
     home = folder / "tokenizer"
     if not home.is_dir():
         with atomic_path(home) as partial:
-            make_tokenizer(_captions(recipe), recipe.text.vocabulary).save_pretrained(partial)
+            make_tokenizer(chain.from_iterable(_captions(recipe)), recipe.text.vocabulary).save_pretrained(
+                partial
+            )
     return read_tokenizer(home)
 
 
-def _captions(recipe: DiffusionRecipe, count: int = 4000) -> Iterator[str]:
+def _captions(recipe: DiffusionRecipe, count: int = 4000) -> Iterator[list[str]]:
+    """Those of each clip, of up to `count` clips of a bucket."""
     for bucket in recipe.buckets:
         store = LatentStore(bucket, recipe.latents, recipe.seed)
         for index in range(min(count, len(store))):
-            yield from store.captions(index)
+            yield store.captions(index)

@@ -1,5 +1,5 @@
-"""A small T5 and its tokenizer, made for the captions of a data set and trained together with the
-transformer.
+"""A small T5 and its tokenizer, made for the captions of a data set. The encoder first learns by itself which
+captions mean the same, then together with the transformer.
 """
 
 from __future__ import annotations
@@ -7,13 +7,19 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, T5Config, T5EncoderModel
+
+from cogvideox.core import rng
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789.,!?'-:;"
 
@@ -76,3 +82,74 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, captions: list[str], length: in
     """Token ids (n, length), cut and padded as `models.text.TextEncoder` does it."""
     rows = tokenizer(captions, padding="max_length", truncation=True, max_length=length)["input_ids"]
     return torch.tensor(rows)
+
+
+class _Pairs(Dataset[Any]):
+    """Step -> two captions of each of some clips: those of one list, then their partners in the other."""
+
+    def __init__(self, captions: Sequence[list[str]], *, seed: int, clips: int, steps: int) -> None:
+        self.captions, self.seed, self.clips, self.steps = captions, seed, clips, steps
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, step: int) -> tuple[list[str], list[str]]:
+        draw = rng.generator(self.seed, "text-batch", step)
+        chosen = draw.choice(len(self.captions), size=min(self.clips, len(self.captions)), replace=False)
+        pairs = [draw.choice(self.captions[index], size=2, replace=False) for index in chosen]
+        return [str(a) for a, _ in pairs], [str(b) for _, b in pairs]
+
+
+class _Seen(nn.Module):
+    """The encoder, and a projection that only this training has."""
+
+    def __init__(self, text: T5EncoderModel, width: int, seed: int) -> None:
+        super().__init__()
+        self.text = text
+        self.head = nn.Parameter(rng.normal((text.config.d_model, width), seed, "text-head"))
+
+
+class TextTask:
+    """Captions of one clip mean the same: contrastive training of a fresh encoder, fp32.
+
+    InfoNCE between two captions of each clip of a batch. Of either only one token is looked at, any one, so
+    that every token comes to carry what the caption says. Diffusion alone is slow to find out that one word
+    changes a character. `captions` holds the list of each clip.
+    """
+
+    def __init__(
+        self,
+        text: T5EncoderModel,
+        tokenize: Callable[[list[str]], Tensor],
+        captions: Sequence[list[str]],
+        *,
+        steps: int,
+        seed: int,
+        clips: int = 128,
+        width: int = 128,
+        temperature: float = 0.1,
+    ) -> None:
+        self.model = _Seen(text, width, seed)
+        self.tokenize, self.seed, self.temperature = tokenize, seed, temperature
+        self._batches = _Pairs(captions, seed=seed, clips=clips, steps=steps)
+
+    def batches(self) -> Dataset[Any]:
+        return self._batches
+
+    def matrix_blocks(self, name: str, parameter: Tensor) -> int:
+        return 0
+
+    def loss(self, batch: tuple[list[str], list[str]], step: int) -> tuple[Tensor, dict[str, float]]:
+        ids = self.tokenize([*batch[0], *batch[1]])
+        with torch.autocast("cpu", torch.bfloat16):
+            hidden_NLC = self.model.text(input_ids=ids)[0]
+        rows, length = ids.shape
+        place = torch.from_numpy(rng.generator(self.seed, "text-token", step).integers(length, size=rows))
+        seen_ND = F.normalize(hidden_NLC[torch.arange(rows), place].float() @ self.model.head, dim=-1)
+        one, other = seen_ND.chunk(2)
+        scores, partner = one @ other.T / self.temperature, torch.arange(len(one))
+        loss = (F.cross_entropy(scores, partner) + F.cross_entropy(scores.T, partner)) / 2
+        return loss, {"found": (scores.argmax(1) == partner).float().mean().item()}
+
+    def evaluate(self, weights: dict[str, Tensor], folder: Path, step: int) -> dict[str, float]:
+        return {}
