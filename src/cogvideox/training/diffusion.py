@@ -1,5 +1,5 @@
-"""Training of the transformer and its text encoder on packed latents: v-prediction, explicit uniform
-timesteps.
+"""Training of the transformer on packed latents: v-prediction, explicit uniform timesteps, a frozen text
+encoder.
 
 A step's pack mixes images and clips of several shapes (paper section 3.1); its timesteps are stratified over
 all of its segments (section 3.3). Shape legend: C channels, T H W latent grid, L tokens, S segments.
@@ -7,21 +7,22 @@ all of its segments (section 3.3). Shape legend: C channels, T H W latent grid, 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import Dataset
-from transformers import T5EncoderModel
 
 from cogvideox.core import rng
 from cogvideox.diffusion.inputs import Sample, build_pack, pad_front, split_output
 from cogvideox.diffusion.objective import v_loss
 from cogvideox.diffusion.schedule import Schedule
 from cogvideox.diffusion.timesteps import stratified
+from cogvideox.models.text import TextEncoder
 from cogvideox.models.transformer.model import Transformer
 from cogvideox.training.latents import CAPTIONS, Bucket, LatentStore
 
@@ -93,16 +94,6 @@ class DiffusionBatches(Dataset[Any]):
         return sorted(items, key=lambda item: item.latents_CTHW.shape)  # equal shapes run as one batch
 
 
-class TextAndTransformer(nn.Module):
-    """What is trained together."""
-
-    def __init__(self, transformer: Transformer, text: T5EncoderModel) -> None:
-        super().__init__()
-        self.text_config = text.config
-        self.transformer = transformer
-        self.text = text
-
-
 class DiffusionTask:
     """v-prediction of latents; with probability `drop_text` the text is zeros, the unconditional branch.
 
@@ -112,8 +103,8 @@ class DiffusionTask:
 
     def __init__(
         self,
-        model: TextAndTransformer,
-        tokenize: Callable[[list[str]], Tensor],
+        model: Transformer,
+        text: TextEncoder,
         batches: DiffusionBatches,
         schedule: Schedule,
         *,
@@ -122,22 +113,22 @@ class DiffusionTask:
         subject_weight: float,
         judge: Callable[[dict[str, Tensor], Path, int], None],
     ) -> None:
-        self.model, self.tokenize, self._batches, self.schedule = model, tokenize, batches, schedule
+        self.model, self.text, self._batches, self.schedule = model, text, batches, schedule
         self.seed, self.drop_text, self.subject_weight, self._judge = seed, drop_text, subject_weight, judge
 
     def batches(self) -> DiffusionBatches:
         return self._batches
 
     def matrix_blocks(self, name: str, parameter: Tensor) -> int:
-        # Not the text encoder's: Muon's large steps make all of its tokens alike, each prompt one scene.
-        if parameter.ndim != 2 or not name.startswith("transformer.blocks") or "modulation" in name:
+        if parameter.ndim != 2 or not name.startswith("blocks") or "modulation" in name:
             return 0
         return 3 if "qkv" in name else 1
 
     def loss(self, batch: list[Item], step: int) -> tuple[Tensor, dict[str, float]]:
-        spec = self.model.transformer.spec
-        dtype = self.model.transformer.patch_embed.weight.dtype
-        text_SLC = self.model.text(input_ids=self.tokenize([item.caption for item in batch]))[0]
+        spec, dtype = self.model.spec, self.model.patch_embed.weight.dtype
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # long captions are cut, in sampling too
+            text_SLC = self.text.encode([item.caption for item in batch])
         draw = rng.generator(self.seed, "drop-text", step)
         keep = torch.from_numpy(draw.random(len(batch)) >= self.drop_text).to(text_SLC.dtype)
         text_SLC = text_SLC * keep[:, None, None]
@@ -152,7 +143,7 @@ class DiffusionTask:
             samples.append(Sample(noisy, text_SLC[j], timestep, name=item.name))
             targets.append(self.schedule.velocity(clean[None], noise[None], t[None])[0][:, item.known :])
         pack = build_pack(samples, spec, dtype=dtype)
-        outputs = split_output(self.model.transformer(pack), pack, spec)
+        outputs = split_output(self.model(pack), pack, spec)
         roots = [self._roots(item, spec.patch) for item in batch]
         predictions = [
             output[:, item.known :] * r for output, item, r in zip(outputs, batch, roots, strict=True)

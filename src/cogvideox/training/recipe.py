@@ -68,8 +68,8 @@ class DiffusionRecipe(Strict):
     model: ModelSpec
     """Its `vae` is replaced by that of the VAE's folder."""
     text: TextSpec
-    text_steps: int = 0
-    """Steps in which the text encoder first learns by itself to tell captions of different clips apart."""
+    text_steps: int
+    """Steps in which the text encoder learns to tell captions of different clips apart; then it is frozen."""
     buckets: tuple[Bucket, ...]
     drop_text: float
     """Probability that a sample is trained without text, for classifier-free guidance."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase, T5EncoderModel
+from transformers import PreTrainedTokenizerBase
 
 from cogvideox.checkpoints.configs import read_json, read_vae, write_vae
 from cogvideox.checkpoints.folder import Model, read_tokenizer, save_model, write_json
@@ -20,10 +20,10 @@ from cogvideox.diffusion.schedule import make_schedule
 from cogvideox.generation.generate import Place
 from cogvideox.generation.pipeline import Pipeline
 from cogvideox.models.specs import ModelSpec
-from cogvideox.models.text import TextEncoder, fingerprint
+from cogvideox.models.text import EmbeddingCache, TextEncoder, fingerprint
 from cogvideox.models.transformer.model import Transformer
 from cogvideox.models.vae.autoencoder import VAE
-from cogvideox.training.diffusion import DiffusionBatches, DiffusionTask, TextAndTransformer
+from cogvideox.training.diffusion import DiffusionBatches, DiffusionTask
 from cogvideox.training.judge import contact_sheet
 from cogvideox.training.latents import LatentStore, encode_bucket
 from cogvideox.training.loop import train
@@ -32,6 +32,7 @@ from cogvideox.training.text import TextTask, make_tokenizer, new_t5, tokenize
 from cogvideox.training.vae import VAETask
 
 CPU = torch.device("cpu")
+CACHED = 2**17  # embeddings of captions kept in memory: of mini's, 12 KB each
 
 
 def run_recipe(path: Path, folder: Path, workers: int) -> None:
@@ -62,7 +63,7 @@ def run_vae(recipe: VAERecipe, folder: Path, workers: int) -> None:
 
 
 def run_diffusion(recipe: DiffusionRecipe, folder: Path, workers: int) -> None:
-    """Encode what is missing, train transformer and text encoder, write the whole model."""
+    """Encode what is missing, train the text encoder, then the transformer; write the whole model."""
     weights = Weights(recipe.vae)
     vae_spec = read_vae(read_json(recipe.vae / "config.json"))
     vae = build(lambda: VAE(vae_spec), diffusers_vae(vae_spec), weights, str(recipe.vae), torch.bfloat16, CPU)
@@ -75,26 +76,18 @@ def run_diffusion(recipe: DiffusionRecipe, folder: Path, workers: int) -> None:
     torch.manual_seed(recipe.seed)  # initial weights, the one thing drawn from torch's generator
     transformer = Transformer(spec.transformer, spec.position_policy)
     _initialise(transformer)
-    text = new_t5(recipe.text, spec.transformer.text_dim, len(tokenizer))
-
-    def ids(captions: list[str]) -> Tensor:
-        return tokenize(tokenizer, captions, spec.transformer.text_length)
-
-    if recipe.text_steps:
-        first = TextTask(text, ids, list(_captions(recipe)), steps=recipe.text_steps, seed=recipe.seed)
-        train(first, folder / "text", steps=recipe.text_steps, lr=1e-3, decay_from=0.2, workers=0)
-    both = TextAndTransformer(transformer, text).to(torch.bfloat16)
+    text = _text_encoder(recipe, tokenizer, folder / "text")
 
     def finished(weights: dict[str, Tensor]) -> Model:
-        return assemble(spec, vae, tokenizer, both, weights)
+        return assemble(spec, vae, text, weights)
 
     def judge(weights: dict[str, Tensor], where: Path, step: int) -> None:
         pipe = Pipeline(finished(weights), Place(CPU, torch.bfloat16))
         contact_sheet(pipe, where / f"{step:06d}.png", seed=recipe.seed, prompts=10, steps=16)
 
     task = DiffusionTask(
-        both,
-        ids,
+        transformer.to(torch.bfloat16),
+        text,
         DiffusionBatches(
             recipe.stages,
             recipe.buckets,
@@ -114,30 +107,16 @@ def run_diffusion(recipe: DiffusionRecipe, folder: Path, workers: int) -> None:
     save_model(finished(optimizer.ema_weights()), folder / "model", dtype=torch.bfloat16)
 
 
-def assemble(
-    spec: ModelSpec,
-    vae: VAE,
-    tokenizer: PreTrainedTokenizerBase,
-    trained: TextAndTransformer,
-    weights: dict[str, Tensor],
-) -> Model:
-    """A model in bf16 with the given weights of `trained`."""
+def assemble(spec: ModelSpec, vae: VAE, text: TextEncoder, weights: dict[str, Tensor]) -> Model:
+    """A model in bf16 with the given weights of its transformer."""
     transformer = Transformer(spec.transformer, spec.position_policy)
-    text = T5EncoderModel(trained.text_config)
-    for prefix, module in (("transformer.", transformer), ("text.", text)):
-        own = {name.removeprefix(prefix): w for name, w in weights.items() if name.startswith(prefix)}
-        missing, unexpected = module.load_state_dict(own, strict=False)
-        tied = {"encoder.embed_tokens.weight"}  # T5's other name for `shared.weight`
-        assert not unexpected, unexpected
-        assert set(missing) <= tied, missing
-        for parameter in module.parameters():
-            parameter.data = parameter.data.bfloat16()
-        module.requires_grad_(False).eval()
+    transformer.load_state_dict(weights)
+    transformer.to(torch.bfloat16).requires_grad_(False).eval()
     return Model(
         spec=spec,
         transformer=transformer,
         vae=vae,
-        text=TextEncoder(tokenizer, text, spec.transformer.text_length),
+        text=text,
         schedule=make_schedule(spec.snr_shift),
         source="training",
         fingerprint=fingerprint(transformer.state_dict()),
@@ -149,6 +128,23 @@ def _initialise(transformer: Transformer) -> None:
     for name, parameter in transformer.named_parameters():
         if "modulation" in name or name.startswith("output.linear"):
             nn.init.zeros_(parameter)
+
+
+def _text_encoder(recipe: DiffusionRecipe, tokenizer: PreTrainedTokenizerBase, folder: Path) -> TextEncoder:
+    """A text encoder trained by itself in `folder`; from then on it is frozen, as T5 is in the paper."""
+    length = recipe.model.transformer.text_length
+    model = new_t5(recipe.text, recipe.model.transformer.text_dim, len(tokenizer))
+    task = TextTask(
+        model,
+        lambda captions: tokenize(tokenizer, captions, length),
+        list(_captions(recipe)),
+        steps=recipe.text_steps,
+        seed=recipe.seed,
+    )
+    train(task, folder, steps=recipe.text_steps, lr=1e-3, decay_from=0.2, workers=0)
+    for parameter in model.requires_grad_(False).parameters():
+        parameter.data = parameter.data.bfloat16()
+    return TextEncoder(tokenizer, model, length, EmbeddingCache(CACHED))
 
 
 def _tokenizer(recipe: DiffusionRecipe, folder: Path) -> PreTrainedTokenizerBase:

@@ -1,5 +1,5 @@
-"""A small T5 and its tokenizer, made for the captions of a data set. The encoder first learns by itself which
-captions mean the same, then together with the transformer.
+"""A small T5 and its tokenizer, made for the captions of a data set. The encoder learns which captions
+mean the same; then it is frozen.
 """
 
 from __future__ import annotations
@@ -113,8 +113,9 @@ class TextTask:
     """Captions of one clip mean the same: contrastive training of a fresh encoder, fp32.
 
     InfoNCE between two captions of each clip of a batch. Of either only one token is looked at, any one, so
-    that every token comes to carry what the caption says. Diffusion alone is slow to find out that one word
-    changes a character. `captions` holds the list of each clip.
+    that every token comes to carry what the caption says, and the transformer finds every difference in it.
+    Trained with the transformer the encoder would forget what does not pay in the first steps, as characters.
+    `captions` holds the list of each clip.
     """
 
     def __init__(
