@@ -59,7 +59,7 @@ def small_vae() -> VAE:
     """A VAE of mini's size with random weights."""
     torch.manual_seed(0)
     return (
-        VAE(VAESpec(channels=(16, 32, 64, 128), blocks=1, groups=8))
+        VAE(VAESpec(channels=(32, 32, 64, 128), blocks=1, groups=8))
         .eval()
         .to(pick_dtype(None, pick_device("cpu")))
     )
