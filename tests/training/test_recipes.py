@@ -83,10 +83,22 @@ def test_from_recipes_to_a_model_that_generates(tmp_path):
     pipe = load(tmp_path / "model" / "model")
     assert pipe("a cat runs in the snow", seed=1).frames.shape == (9, 32, 32, 3)
     assert pipe.vae.spec.scale != 1.0  # measured from the latents
+    index = json.loads((tmp_path / "model" / "model" / "model_index.json").read_text())
+    assert index["tokenizer"] == ["transformers", "PreTrainedTokenizerFast"]  # a name of transformers 4 too
     # The same command again finds all done: nothing is trained twice.
     again = train(tmp_path / "model.yaml", tmp_path / "model")
     assert again.returncode == 0
-    assert not again.stdout
+    assert '"step"' not in again.stdout
+    # The text encoder was trained first, and then frozen.
+    state = torch.load(tmp_path / "model" / "text" / "checkpoint.pt", weights_only=True)
+    assert state["step"] == DIFFUSION["text_steps"]
+    _head, *masters = state["optimizer"]["masters"]
+    shipped = pipe.text_encoder.model.parameters()
+    assert all(torch.equal(m.bfloat16(), p.bfloat16()) for m, p in zip(masters, shipped, strict=True))
+    # Another text encoder in the same folder would be one that the transformer has never seen.
+    other = train(write(tmp_path / "model.yaml", recipe | {"text_steps": 3}), tmp_path / "model")
+    assert other.returncode == 2
+    assert "take a new --output" in other.stderr
 
 
 def test_pixels_that_change_are_told_from_those_that_do_not():
@@ -148,8 +160,7 @@ def test_a_closeup_is_a_part_of_a_larger_picture_with_the_character_in_its_middl
 
 
 def test_the_subject_of_a_closeup_is_around_its_middle(tmp_path):
-    bucket = Bucket(level="single", frames=1, height=64, width=128, clips=64, closeup=True)
-    encode_bucket(tiny_model("5b").vae, bucket, tmp_path, seed=0, fingerprint="a", workers=0)
+    bucket = Bucket(level="single", frames=1, height=64, width=128, clips=0, closeup=True)
     store = LatentStore(bucket, tmp_path, seed=0)
     masks = torch.stack([store.subject(index)[0] for index in range(64)]).float()
     assert masks[:, 3:5, 7:9].mean() > 0.9 > 0.8 > masks.mean() > 0.3
@@ -174,10 +185,21 @@ def test_wrong_recipes_are_named(tmp_path, change, message):
         load_recipe(write(tmp_path / "r.yaml", VAE | change))
 
 
-def test_a_moving_closeup_is_refused(tmp_path):
-    wrong = DIFFUSION["buckets"][0] | {"closeup": True}
-    recipe = DIFFUSION | {"vae": "a", "latents": "b", "buckets": [wrong]}
-    with pytest.raises(InputError, match=r"buckets.0: .*close-up is a picture, of 1 frame and not 9"):
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"buckets": [DIFFUSION["buckets"][0] | {"closeup": True}]}, "buckets.0: .*of 1 frame and not 9"),
+        ({"buckets": DIFFUSION["buckets"][:1] * 2}, "two buckets are called single-9f-32x32"),
+        (
+            {"stages": [{"steps": 3, "mix": {"single-9f-32x3": 4}}]},
+            "unknown bucket 'single-9f-32x3' .did you mean 'single-9f-32x32'",
+        ),
+        ({"text_steps": 0}, "text_steps"),
+    ],
+)
+def test_wrong_mixes_are_named_before_anything_is_made(tmp_path, change, message):
+    recipe = DIFFUSION | {"vae": "a", "latents": "b"} | change
+    with pytest.raises(InputError, match=message):
         load_recipe(write(tmp_path / "r.yaml", recipe))
 
 

@@ -20,6 +20,7 @@ from cogvideox.checkpoints.configs import (
     Compat,
     ImageScale,
     diffusers_policy,
+    read_json,
     read_record,
     read_spec,
     with_conventions,
@@ -199,7 +200,7 @@ def save_model(model: Model, folder: str | Path, *, dtype: str | torch.dtype | N
         told = f"diffusers will {policy} positions at other sizes, not {spec.position_policy} them"
         warnings.warn(told, stacklevel=2)
     configs = {
-        "model_index.json": _model_index(spec, type(model.text.tokenizer).__name__),
+        "model_index.json": _model_index(spec, _tokenizer_class(model.text)),
         OWN_FILE: write_own(spec, model.record),
         "transformer/config.json": write_transformer(spec.transformer),
         "vae/config.json": write_vae(spec.vae, spec.height, spec.width),
@@ -228,9 +229,17 @@ def write_text(text: TextEncoder, encoder: Path, tokenizer: Path, dtype: torch.d
     config["dtype"] = str(dtype or text.model.dtype).removeprefix("torch.")
     write_json(encoder / "config.json", config)
     text.tokenizer.save_pretrained(tokenizer)
+    named = read_json(tokenizer / "tokenizer_config.json") | {"tokenizer_class": _tokenizer_class(text)}
+    write_json(tokenizer / "tokenizer_config.json", named)
     vocabulary = Path(text.tokenizer.name_or_path) / "spiece.model"
     if vocabulary.is_file():  # older releases of transformers read nothing else
         shutil.copyfile(vocabulary, tokenizer / "spiece.model")
+
+
+def _tokenizer_class(text: TextEncoder) -> str:
+    """The class that reads the tokenizer, by the name that transformers 4 knows too."""
+    name = type(text.tokenizer).__name__
+    return "PreTrainedTokenizerFast" if name == "TokenizersBackend" else name
 
 
 def write_json(path: Path, config: Mapping[str, Any]) -> None:

@@ -36,3 +36,11 @@ def write_text(path: str | Path, text: str) -> None:
     """Write `text` to `path` atomically, in UTF-8."""
     with atomic_path(path) as partial:
         partial.write_text(text, encoding="utf-8")
+
+
+def same_source(path: str | Path, record: str) -> bool:
+    """Whether `path` holds `record`, which says what a folder is made from; written when there is no file."""
+    path = Path(path)
+    if not path.exists():
+        write_text(path, record)
+    return path.read_text(encoding="utf-8") == record

@@ -127,7 +127,7 @@ class DiffusionTask:
     def loss(self, batch: list[Item], step: int) -> tuple[Tensor, dict[str, float]]:
         spec, dtype = self.model.spec, self.model.patch_embed.weight.dtype
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # long captions are cut, in sampling too
+            warnings.filterwarnings("ignore", "the prompt has")  # the run has told how many are cut
             text_SLC = self.text.encode([item.caption for item in batch])
         draw = rng.generator(self.seed, "drop-text", step)
         keep = torch.from_numpy(draw.random(len(batch)) >= self.drop_text).to(text_SLC.dtype)

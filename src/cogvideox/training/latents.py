@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from cogvideox.core.errors import InputError
-from cogvideox.core.files import atomic_path, write_text
+from cogvideox.core.files import atomic_path, same_source
 from cogvideox.core.shapes import FRAMES_PER_LATENT, latent_frames
 from cogvideox.data.storybook.clip import Clip
 from cogvideox.data.storybook.world import VERSION, World
@@ -45,13 +45,13 @@ class Bucket:
     """Level of `World`."""
     fps: int = 8
     closeup: bool = False
-    """Show the first character alone, cut out of a picture twice as high and wide. In whole pictures its
-    words explain little, for at high noise its place is unknown; in close-ups they explain much.
+    """Show the middle of the first character, out of a picture twice as high and wide. A transformer learns
+    from them what characters look like, before it knows where in a picture they are.
     """
 
     def __post_init__(self) -> None:
         if self.closeup and self.frames != 1:
-            raise ValueError(f"a close-up is a picture, of 1 frame and not {self.frames}")
+            raise InputError(f"a close-up is a picture, of 1 frame and not {self.frames}")
 
     @property
     def name(self) -> str:
@@ -72,17 +72,19 @@ def _clip(world: World, bucket: Bucket, index: int) -> Clip:
     return world.clip(index, duration=(bucket.frames - 1) / bucket.fps)
 
 
-def _boxes(clip: Clip, bucket: Bucket) -> list[list[list[float] | None]]:
-    """boxes[actor][frame] as in `Clip.truth`."""
+Boxes = list[list[list[float] | None]]
+"""boxes[actor][frame] as in `Clip.truth`."""
+
+
+def _boxes(clip: Clip, bucket: Bucket) -> Boxes:
     return clip.truth(bucket.frames, bucket.fps, *bucket.drawn)["boxes"]
 
 
-def _corner(clip: Clip, bucket: Bucket) -> tuple[int, int]:
+def _corner(boxes: Boxes, bucket: Bucket) -> tuple[int, int]:
     """Top and left of what the bucket shows of a drawn clip, in pixels: the first character is in the middle,
     as far as the edges allow.
     """
-    x0, y0, x1, y1 = _boxes(clip, bucket)[0][0] or (0.0, 0.0, 1.0, 1.0)
-    height, width = bucket.drawn
+    (height, width), (x0, y0, x1, y1) = bucket.drawn, boxes[0][0] or (0.0, 0.0, 1.0, 1.0)
     top = round((y0 + y1) / 2 * height - bucket.height / 2)
     left = round((x0 + x1) / 2 * width - bucket.width / 2)
     return min(max(top, 0), height - bucket.height), min(max(left, 0), width - bucket.width)
@@ -91,7 +93,7 @@ def _corner(clip: Clip, bucket: Bucket) -> tuple[int, int]:
 def draw(clip: Clip, bucket: Bucket) -> NDArray[np.uint8]:
     """What the bucket shows of a clip: (T, H, W, 3)"""
     height, width = bucket.drawn
-    top, left = _corner(clip, bucket)
+    top, left = _corner(_boxes(clip, bucket), bucket)
     pixels = clip.render(frames=bucket.frames, fps=bucket.fps, height=height, width=width)
     return pixels[:, top : top + bucket.height, left : left + bucket.width]
 
@@ -128,9 +130,7 @@ def encode_bucket(
     home = folder / bucket.name
     home.mkdir(parents=True, exist_ok=True)
     record = json.dumps({"vae": fingerprint, "seed": seed, "world": VERSION, "fps": bucket.fps})
-    if not (home / "source.json").exists():
-        write_text(home / "source.json", record)
-    elif (home / "source.json").read_text(encoding="utf-8") != record:
+    if not same_source(home / "source.json", record):
         raise InputError(
             f"{home} holds latents of another VAE, world, seed or rate; remove it or choose another folder"
         )
@@ -184,15 +184,13 @@ class LatentStore:
         b = self.bucket
         if self._world is None:
             self._world = _world(b, self.seed)
-        clip = _clip(self._world, b, index)
-        (height, width), (top, left) = b.drawn, _corner(clip, b)
+        boxes = _boxes(_clip(self._world, b, index), b)
+        (height, width), (top, left) = b.drawn, _corner(boxes, b)
         mask = torch.zeros(latent_frames(b.frames), b.height // 8, b.width // 8, dtype=torch.bool)
-        for actor in _boxes(clip, b):
-            for frame, (x0, y0, x1, y1) in ((n, box) for n, box in enumerate(actor) if box):
-                rows = _cells(y0 * height - top, y1 * height - top)
-                mask[-(-frame // FRAMES_PER_LATENT), rows, _cells(x0 * width - left, x1 * width - left)] = (
-                    True
-                )
+        for frame, (x0, y0, x1, y1) in ((n, box) for actor in boxes for n, box in enumerate(actor) if box):
+            rows = _cells(y0 * height - top, y1 * height - top)
+            columns = _cells(x0 * width - left, x1 * width - left)
+            mask[-(-frame // FRAMES_PER_LATENT), rows, columns] = True
         return mask
 
     def _open(self, index: int) -> Any:

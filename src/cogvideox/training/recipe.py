@@ -1,4 +1,4 @@
-"""Recipes: strict YAML files that say everything about a training run."""
+"""Recipes: strict YAML files that describe a training run."""
 
 from __future__ import annotations
 
@@ -6,9 +6,18 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, with_config
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+    with_config,
+)
 
-from cogvideox.core.errors import InputError
+from cogvideox.core.errors import InputError, nearest
 from cogvideox.models.specs import ModelSpec, TransformerSpec, VAESpec
 from cogvideox.training.diffusion import DiffusionStage
 from cogvideox.training.latents import Bucket
@@ -68,7 +77,7 @@ class DiffusionRecipe(Strict):
     model: ModelSpec
     """Its `vae` is replaced by that of the VAE's folder."""
     text: TextSpec
-    text_steps: int
+    text_steps: PositiveInt
     """Steps in which the text encoder learns to tell captions of different clips apart; then it is frozen."""
     buckets: tuple[Bucket, ...]
     drop_text: float
@@ -81,6 +90,16 @@ class DiffusionRecipe(Strict):
     """How many times errors where a character is count."""
     stages: tuple[DiffusionStage, ...]
     optimizer: OptimizerConfig
+
+    @model_validator(mode="after")
+    def _mixes_name_buckets(self) -> DiffusionRecipe:
+        names = [bucket.name for bucket in self.buckets]
+        for name in names:
+            if names.count(name) > 1:
+                raise InputError(f"two buckets are called {name}")
+        for name in (name for stage in self.stages for name in stage.mix if name not in names):
+            raise InputError(f"a stage mixes an unknown bucket {name!r}{nearest(name, names)}")
+        return self
 
 
 Recipe = Annotated[VAERecipe | DiffusionRecipe, Field(discriminator="task")]

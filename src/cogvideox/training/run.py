@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import chain
@@ -15,7 +16,9 @@ from cogvideox.checkpoints.configs import read_json, read_vae, write_vae
 from cogvideox.checkpoints.folder import Model, read_tokenizer, save_model, write_json
 from cogvideox.checkpoints.keymaps import diffusers_vae, iter_theirs
 from cogvideox.checkpoints.weights import DIFFUSERS_STEM, Weights, build, write_weights
-from cogvideox.core.files import atomic_path
+from cogvideox.core.errors import InputError
+from cogvideox.core.files import atomic_path, same_source
+from cogvideox.data.storybook.world import VERSION
 from cogvideox.diffusion.schedule import make_schedule
 from cogvideox.generation.generate import Place
 from cogvideox.generation.pipeline import Pipeline
@@ -25,14 +28,14 @@ from cogvideox.models.transformer.model import Transformer
 from cogvideox.models.vae.autoencoder import VAE
 from cogvideox.training.diffusion import DiffusionBatches, DiffusionTask
 from cogvideox.training.judge import contact_sheet
-from cogvideox.training.latents import LatentStore, encode_bucket
+from cogvideox.training.latents import CAPTIONS, LatentStore, encode_bucket
 from cogvideox.training.loop import train
 from cogvideox.training.recipe import DiffusionRecipe, VAERecipe, load_recipe
 from cogvideox.training.text import TextTask, make_tokenizer, new_t5, tokenize
 from cogvideox.training.vae import VAETask
 
 CPU = torch.device("cpu")
-CACHED = 2**17  # embeddings of captions kept in memory: of mini's, 12 KB each
+CACHE = 2**31  # bytes of the captions' embeddings kept in memory
 
 
 def run_recipe(path: Path, folder: Path, workers: int) -> None:
@@ -72,6 +75,7 @@ def run_diffusion(recipe: DiffusionRecipe, folder: Path, workers: int) -> None:
             vae, bucket, recipe.latents, seed=recipe.seed, fingerprint=fingerprint(weights), workers=workers
         )
     spec = replace(recipe.model, vae=vae_spec)
+    _check_source(recipe, folder, fingerprint(weights))
     tokenizer = _tokenizer(recipe, folder)
     torch.manual_seed(recipe.seed)  # initial weights, the one thing drawn from torch's generator
     transformer = Transformer(spec.transformer, spec.position_policy)
@@ -103,6 +107,7 @@ def run_diffusion(recipe: DiffusionRecipe, folder: Path, workers: int) -> None:
         judge=judge,
     )
     steps = sum(stage.steps for stage in recipe.stages)
+    print(f"transformer: {steps} steps", flush=True)
     optimizer = train(task, folder, steps=steps, workers=workers, **recipe.optimizer.model_dump())
     save_model(finished(optimizer.ema_weights()), folder / "model", dtype=torch.bfloat16)
 
@@ -130,21 +135,34 @@ def _initialise(transformer: Transformer) -> None:
             nn.init.zeros_(parameter)
 
 
+def _check_source(recipe: DiffusionRecipe, folder: Path, vae: str) -> None:
+    """Refuse to go on in a folder whose tokenizer, text encoder and latents were others."""
+    text, buckets = recipe.text.model_dump(), [(b.name, b.clips) for b in recipe.buckets]
+    sizes = (recipe.model.transformer.text_dim, recipe.model.transformer.text_length)
+    record = {"vae": vae, "seed": recipe.seed, "world": VERSION, "text": text, "sizes": sizes}
+    record |= {"text_steps": recipe.text_steps, "buckets": buckets}
+    if not same_source(folder / "source.json", json.dumps(record)):
+        raise InputError(
+            f"{folder} was begun with another VAE, seed or text encoder or other buckets; take a new --output"
+        )
+
+
 def _text_encoder(recipe: DiffusionRecipe, tokenizer: PreTrainedTokenizerBase, folder: Path) -> TextEncoder:
     """A text encoder trained by itself in `folder`; from then on it is frozen, as T5 is in the paper."""
-    length = recipe.model.transformer.text_length
-    model = new_t5(recipe.text, recipe.model.transformer.text_dim, len(tokenizer))
-    task = TextTask(
-        model,
-        lambda captions: tokenize(tokenizer, captions, length),
-        list(_captions(recipe)),
-        steps=recipe.text_steps,
-        seed=recipe.seed,
-    )
-    train(task, folder, steps=recipe.text_steps, lr=1e-3, decay_from=0.2, workers=0)
+    length, width = recipe.model.transformer.text_length, recipe.model.transformer.text_dim
+    model = new_t5(recipe.text, width, len(tokenizer))
+    # Buckets of other shapes hold some of the same clips: each counts once.
+    captions = list(dict.fromkeys(map(tuple, _captions(recipe))))
+    told = [tokenizer(list(some))["input_ids"] for some in captions[:400]]
+    for kind, which in (("short", slice(0, CAPTIONS)), ("dense", slice(CAPTIONS, None))):
+        cut = [len(ids) > length for some in told for ids in some[which]]
+        print(f"text: {sum(cut) / len(cut):.0%} of {kind} captions are longer than {length} tokens, and cut")
+    print(f"text: learning {len(captions)} clips' captions", flush=True)
+    task = TextTask(model, lambda captions: tokenize(tokenizer, captions, length), captions, seed=recipe.seed)
+    train(task, folder, steps=recipe.text_steps, matrix_lr=0.0, lr=1e-3, decay_from=0.2, workers=0)
     for parameter in model.requires_grad_(False).parameters():
         parameter.data = parameter.data.bfloat16()
-    return TextEncoder(tokenizer, model, length, EmbeddingCache(CACHED))
+    return TextEncoder(tokenizer, model, length, EmbeddingCache(CACHE // (2 * length * width)))
 
 
 def _tokenizer(recipe: DiffusionRecipe, folder: Path) -> PreTrainedTokenizerBase:

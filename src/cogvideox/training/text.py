@@ -87,11 +87,8 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, captions: list[str], length: in
 class _Pairs(Dataset[Any]):
     """Step -> two captions of each of some clips: those of one list, then their partners in the other."""
 
-    def __init__(self, captions: Sequence[list[str]], *, seed: int, clips: int, steps: int) -> None:
-        self.captions, self.seed, self.clips, self.steps = captions, seed, clips, steps
-
-    def __len__(self) -> int:
-        return self.steps
+    def __init__(self, captions: Sequence[Sequence[str]], *, seed: int, clips: int) -> None:
+        self.captions, self.seed, self.clips = captions, seed, clips
 
     def __getitem__(self, step: int) -> tuple[list[str], list[str]]:
         draw = rng.generator(self.seed, "text-batch", step)
@@ -110,7 +107,7 @@ class _Seen(nn.Module):
 
 
 class TextTask:
-    """Captions of one clip mean the same: contrastive training of a fresh encoder, fp32.
+    """Captions of one clip mean the same: contrastive training of a fresh encoder, its weights in fp32.
 
     InfoNCE between two captions of each clip of a batch. Of either only one token is looked at, any one, so
     that every token comes to carry what the caption says, and the transformer finds every difference in it.
@@ -122,9 +119,8 @@ class TextTask:
         self,
         text: T5EncoderModel,
         tokenize: Callable[[list[str]], Tensor],
-        captions: Sequence[list[str]],
+        captions: Sequence[Sequence[str]],
         *,
-        steps: int,
         seed: int,
         clips: int = 128,
         width: int = 128,
@@ -132,7 +128,7 @@ class TextTask:
     ) -> None:
         self.model = _Seen(text, width, seed)
         self.tokenize, self.seed, self.temperature = tokenize, seed, temperature
-        self._batches = _Pairs(captions, seed=seed, clips=clips, steps=steps)
+        self._batches = _Pairs(captions, seed=seed, clips=clips)
 
     def batches(self) -> Dataset[Any]:
         return self._batches
@@ -141,7 +137,7 @@ class TextTask:
         return 0
 
     def loss(self, batch: tuple[list[str], list[str]], step: int) -> tuple[Tensor, dict[str, float]]:
-        ids = self.tokenize([*batch[0], *batch[1]])
+        ids = self.tokenize([*batch[0], *batch[1]])  # those too long are cut, as in sampling
         with torch.autocast("cpu", torch.bfloat16):
             hidden_NLC = self.model.text(input_ids=ids)[0]
         rows, length = ids.shape
