@@ -95,6 +95,15 @@ def test_from_recipes_to_a_model_that_generates(tmp_path):
     _head, *masters = state["optimizer"]["masters"]
     shipped = pipe.text_encoder.model.parameters()
     assert all(torch.equal(m.bfloat16(), p.bfloat16()) for m, p in zip(masters, shipped, strict=True))
+    # A new run may go on from the model: at a rate of next to nothing it is the same model.
+    still = {"matrix_lr": 1e-9, "lr": 1e-9}
+    more = recipe | {"start": str(tmp_path / "model" / "model"), "optimizer": still}
+    third = train(write(tmp_path / "more.yaml", more), tmp_path / "more")
+    assert third.returncode == 0, third.stderr
+    again = load(tmp_path / "more" / "model")
+    for part in ("transformer", "vae"):
+        new, old = (dict(getattr(p, part).named_parameters()) for p in (again, pipe))
+        assert all(torch.allclose(new[name], old[name], rtol=0, atol=1e-6) for name in old)
     # Another text encoder in the same folder would be one that the transformer has never seen.
     other = train(write(tmp_path / "model.yaml", recipe | {"text_steps": 3}), tmp_path / "model")
     assert other.returncode == 2

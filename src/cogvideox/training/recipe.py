@@ -74,6 +74,8 @@ class DiffusionRecipe(Strict):
     """Folder of the VAE (config.json and weights)."""
     latents: Path
     """Folder of the encoded clips; made when missing."""
+    start: str | None = None
+    """A model ("mini", a folder, a hub id) whose transformer the run goes on from, with its text encoder."""
     model: ModelSpec
     """Its `vae` is replaced by that of the VAE's folder."""
     text: TextSpec

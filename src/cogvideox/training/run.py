@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from cogvideox.checkpoints.configs import read_json, read_vae, write_vae
-from cogvideox.checkpoints.folder import Model, read_tokenizer, save_model, write_json
+from cogvideox.checkpoints.folder import Model, load_model, read_tokenizer, save_model, write_json
 from cogvideox.checkpoints.keymaps import diffusers_vae, iter_theirs
 from cogvideox.checkpoints.weights import DIFFUSERS_STEM, Weights, build, write_weights
 from cogvideox.core.errors import InputError
@@ -76,11 +76,9 @@ def run_diffusion(recipe: DiffusionRecipe, folder: Path, workers: int) -> None:
         )
     spec = replace(recipe.model, vae=vae_spec)
     _check_source(recipe, folder, fingerprint(weights))
-    tokenizer = _tokenizer(recipe, folder)
-    torch.manual_seed(recipe.seed)  # initial weights, the one thing drawn from torch's generator
-    transformer = Transformer(spec.transformer, spec.position_policy)
-    _initialise(transformer)
-    text = _text_encoder(recipe, tokenizer, folder / "text")
+    transformer, text = _begun(recipe.start, spec, vae) if recipe.start else _fresh(recipe, folder, spec)
+    size = 2 * spec.transformer.text_length * spec.transformer.text_dim
+    text.cache = EmbeddingCache(CACHE // size)
 
     def finished(weights: dict[str, Tensor]) -> Model:
         return assemble(spec, vae, text, weights)
@@ -90,7 +88,7 @@ def run_diffusion(recipe: DiffusionRecipe, folder: Path, workers: int) -> None:
         contact_sheet(pipe, where / f"{step:06d}.png", seed=recipe.seed, prompts=10, steps=16)
 
     task = DiffusionTask(
-        transformer.to(torch.bfloat16),
+        transformer,
         text,
         DiffusionBatches(
             recipe.stages,
@@ -110,6 +108,25 @@ def run_diffusion(recipe: DiffusionRecipe, folder: Path, workers: int) -> None:
     print(f"transformer: {steps} steps", flush=True)
     optimizer = train(task, folder, steps=steps, workers=workers, **recipe.optimizer.model_dump())
     save_model(finished(optimizer.ema_weights()), folder / "model", dtype=torch.bfloat16)
+
+
+def _fresh(recipe: DiffusionRecipe, folder: Path, spec: ModelSpec) -> tuple[Transformer, TextEncoder]:
+    """An untrained transformer, and a text encoder trained by itself."""
+    tokenizer = _tokenizer(recipe, folder)
+    torch.manual_seed(recipe.seed)  # initial weights, the one thing drawn from torch's generator
+    transformer = Transformer(spec.transformer, spec.position_policy)
+    _initialise(transformer)
+    return transformer.to(torch.bfloat16), _text_encoder(recipe, tokenizer, folder / "text")
+
+
+def _begun(start: str, spec: ModelSpec, vae: VAE) -> tuple[Transformer, TextEncoder]:
+    """The transformer and the text encoder of a model that has the sizes and the VAE of the recipe."""
+    model = load_model(start, dtype="bf16")
+    if model.spec.transformer != spec.transformer:
+        raise InputError(f"{start} has another transformer than the recipe: {model.spec.transformer}")
+    if fingerprint(model.vae.state_dict()) != fingerprint(vae.state_dict()):
+        raise InputError(f"{start} was trained on latents of another VAE than the recipe's")
+    return model.transformer.requires_grad_(True), model.text
 
 
 def assemble(spec: ModelSpec, vae: VAE, text: TextEncoder, weights: dict[str, Tensor]) -> Model:
@@ -140,7 +157,7 @@ def _check_source(recipe: DiffusionRecipe, folder: Path, vae: str) -> None:
     text, buckets = recipe.text.model_dump(), [(b.name, b.clips) for b in recipe.buckets]
     sizes = (recipe.model.transformer.text_dim, recipe.model.transformer.text_length)
     record = {"vae": vae, "seed": recipe.seed, "world": VERSION, "text": text, "sizes": sizes}
-    record |= {"text_steps": recipe.text_steps, "buckets": buckets}
+    record |= {"text_steps": recipe.text_steps, "buckets": buckets, "start": recipe.start}
     if not same_source(folder / "source.json", json.dumps(record)):
         raise InputError(
             f"{folder} was begun with another VAE, seed or text encoder or other buckets; take a new --output"
@@ -162,7 +179,7 @@ def _text_encoder(recipe: DiffusionRecipe, tokenizer: PreTrainedTokenizerBase, f
     train(task, folder, steps=recipe.text_steps, matrix_lr=0.0, lr=1e-3, decay_from=0.2, workers=0)
     for parameter in model.requires_grad_(False).parameters():
         parameter.data = parameter.data.bfloat16()
-    return TextEncoder(tokenizer, model, length, EmbeddingCache(CACHE // (2 * length * width)))
+    return TextEncoder(tokenizer, model, length)
 
 
 def _tokenizer(recipe: DiffusionRecipe, folder: Path) -> PreTrainedTokenizerBase:
