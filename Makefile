@@ -1,6 +1,6 @@
 # `make demo` and `make test` work from a clean clone with Python >= 3.11, make and a C compiler.
 PYTHON ?= python3
-PROMPT ?= a red racing car drives right through the desert
+PROMPT ?= a speedboat glides right on the blue ocean
 OUT    ?= out/demo.mp4
 SEED   ?= 1
 BIN    := .venv/bin
