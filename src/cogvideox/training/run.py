@@ -68,6 +68,7 @@ def run_vae(recipe: VAERecipe, folder: Path, workers: int) -> None:
 def run_diffusion(recipe: DiffusionRecipe, folder: Path, workers: int) -> None:
     """Encode what is missing, train the text encoder, then the transformer; write the whole model."""
     weights = Weights(recipe.vae)
+    _check_source(recipe, folder, fingerprint(weights))
     vae_spec = read_vae(read_json(recipe.vae / "config.json"))
     vae = build(lambda: VAE(vae_spec), diffusers_vae(vae_spec), weights, str(recipe.vae), torch.bfloat16, CPU)
     for bucket in recipe.buckets:
@@ -75,7 +76,6 @@ def run_diffusion(recipe: DiffusionRecipe, folder: Path, workers: int) -> None:
             vae, bucket, recipe.latents, seed=recipe.seed, fingerprint=fingerprint(weights), workers=workers
         )
     spec = replace(recipe.model, vae=vae_spec)
-    _check_source(recipe, folder, fingerprint(weights))
     transformer, text = _begun(recipe.start, spec, vae) if recipe.start else _fresh(recipe, folder, spec)
     size = 2 * spec.transformer.text_length * spec.transformer.text_dim
     text.cache = EmbeddingCache(CACHE // size)
