@@ -1,4 +1,4 @@
-"""Make docs/mini.webp, the README's picture: what mini makes of eight prompts, all at seed 1.
+"""Make docs/mini.webp, the README's picture: what mini makes of eight prompts that go well, all at seed 1.
 
 python tools/build_picture.py [MODEL]
 """
@@ -39,8 +39,6 @@ def main() -> None:
             partial, "WEBP", save_all=True, append_images=rest, duration=round(1000 / videos[0].fps), loop=0,
             quality=80, method=6,
         )  # fmt: skip
-    for prompt in PROMPTS:
-        print(prompt)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from PIL import Image
 import cogvideox
 from cogvideox.checkpoints import hub
 from cogvideox.data.storybook import World
-from cogvideox.generation.media import to_signed
+from cogvideox.training.vae import VAETask
 
 PROMPT = "a speedboat glides right on the blue ocean"
 
@@ -25,15 +25,10 @@ def test_it_is_small():
     assert sum(file.stat().st_size for file in hub.MINI.rglob("*")) < 48e6
 
 
-def test_its_vae_reconstructs_clips_that_it_has_not_seen(mini):
-    world, scores = World(seed=0, split="heldout"), []
-    for index in range(8):
-        clip = world.clip(index, duration=2.0).render(frames=17, fps=8, height=128, width=128)
-        video = to_signed(clip)
-        decoded = mini.vae.decode(mini.vae.encode(video)).float().clamp(-1, 1)
-        error = (decoded - video.float()).square().mean(dim=(1, 3, 4)) / 4
-        scores.append((-10 * error.log10()).mean().item())
-    assert np.mean(scores) > 22.5
+def test_its_vae_reconstructs_clips_that_it_has_not_seen(mini, tmp_path):
+    """In dB, by the measure of its training: 23.8 in the log."""
+    task = VAETask(mini.vae.spec, (), seed=0, kl_weight=0.0, gradient_weight=0.0)
+    assert task.evaluate(mini.vae.state_dict(), tmp_path, 0)["eval_psnr"] > 23.5
 
 
 def test_a_prompt_is_a_video_in_a_minute_or_two(mini, tmp_path):

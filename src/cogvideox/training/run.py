@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from cogvideox.checkpoints.configs import read_json, read_vae, write_vae
 from cogvideox.checkpoints.folder import Model, load_model, read_tokenizer, save_model, write_json
+from cogvideox.checkpoints.hub import resolve
 from cogvideox.checkpoints.keymaps import diffusers_vae, iter_theirs
 from cogvideox.checkpoints.weights import DIFFUSERS_STEM, Weights, build, write_weights
 from cogvideox.core.errors import InputError
@@ -157,7 +158,8 @@ def _check_source(recipe: DiffusionRecipe, folder: Path, vae: str) -> None:
     text, buckets = recipe.text.model_dump(), [(b.name, b.clips) for b in recipe.buckets]
     sizes = (recipe.model.transformer.text_dim, recipe.model.transformer.text_length)
     record = {"vae": vae, "seed": recipe.seed, "world": VERSION, "text": text, "sizes": sizes}
-    record |= {"text_steps": recipe.text_steps, "buckets": buckets, "start": recipe.start}
+    start = recipe.start and fingerprint(Weights(resolve(recipe.start) / "text_encoder"))
+    record |= {"text_steps": recipe.text_steps, "buckets": buckets, "start": start}
     if not same_source(folder / "source.json", json.dumps(record)):
         raise InputError(
             f"{folder} was begun with another VAE, seed or text encoder or other buckets; take a new --output"
