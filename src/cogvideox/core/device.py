@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import platform
 import resource
 import sys
@@ -37,7 +38,7 @@ def native_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":  # not run here: no GPU at hand
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type == "cpu":
-        flags = _cpu_flags()
+        flags = cpu_flags()
         return bool(flags & {"avx512_bf16", "amx_bf16", "bf16"})
     return False
 
@@ -54,15 +55,17 @@ def pick_dtype(name: str | torch.dtype | None, device: torch.device) -> torch.dt
     return DTYPES[full]
 
 
-def _cpu_flags() -> set[str]:
+@functools.cache
+def cpu_flags() -> frozenset[str]:
+    """What the CPU can do, as its system names it; empty where the system does not say."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
-        return {"bf16"} if platform.machine() == "arm64" and sys.platform == "darwin" else set()
+        return frozenset({"bf16"} if platform.machine() == "arm64" and sys.platform == "darwin" else ())
     for line in text.splitlines():
         if line.startswith(("flags", "Features")):
-            return set(line.split(":", 1)[1].split())
-    return set()
+            return frozenset(line.split(":", 1)[1].split())
+    return frozenset()
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cogvideox.core.shapes import FRAMES_PER_LATENT, ChunkPlan, decode_plan, encode_plan
@@ -22,6 +21,7 @@ from cogvideox.models.vae.layers import (
     ResBlock,
     Upsample,
     make_norm,
+    norm_silu_conv,
 )
 
 TIME_LEVELS = 2  # resamplings that also halve or double time: 4 frames per latent
@@ -66,7 +66,7 @@ class Encoder(nn.Module):
         h = self.conv_in(x_BCTHW, carry)
         for layer in (*self.levels, *self.middle):
             h = layer(h, None, carry)
-        return self.conv_out(F.silu(self.norm_out(h, None, carry)), carry)
+        return norm_silu_conv(h, None, carry, self.norm_out, self.conv_out)
 
 
 class Decoder(nn.Module):
@@ -95,7 +95,7 @@ class Decoder(nn.Module):
         h = self.conv_in(z_BCTHW, carry)
         for layer in (*self.middle, *self.levels):
             h = layer(h, z_BCTHW, carry)
-        return self.conv_out(F.silu(self.norm_out(h, z_BCTHW, carry)), carry)
+        return norm_silu_conv(h, z_BCTHW, carry, self.norm_out, self.conv_out)
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ class VAE(nn.Module):
         _check(latents_BCTHW, self.spec.latent_channels, plan)
         cache: Cache | None = None
         for chunk in latents_BCTHW.split(plan.sizes, dim=2):
-            z = chunk.to(self.dtype) / self.spec.scale
+            z = (chunk / self.spec.scale).to(self.dtype)  # divided first: one rounding
             frames, cache = self.decode_chunk(z, cache, lead=plan.lead, reuse=_no_grad())
             yield frames
 

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cogvideox.models.vae import kernels
+
 Cache = tuple[Tensor, ...]
 
 
@@ -26,20 +28,26 @@ class Carry:
         """This chunk opens a clip."""
         self.lead = lead and self.first
         """This chunk opens a clip whose first frame stands alone."""
-        self._previous = iter(previous) if previous is not None else None
+        self._previous = iter(previous or ())
         self._reuse = reuse
         self._tails: list[Tensor] = []
 
+    def take(self) -> Tensor | None:
+        """The tail that the next convolution left in the chunk before; None when the clip opens."""
+        return next(self._previous, None)
+
+    def leave(self, tail: Tensor, head: Tensor | None) -> None:
+        """Keep a copy of `tail` for the next chunk, in the memory of `head`, what `take` gave, if that may be
+        reused. A copy, so that the cache does not keep the whole chunk alive.
+        """
+        self._tails.append(tail.clone() if head is None or not self._reuse else head.copy_(tail))
+
     def pad(self, x_BCTHW: Tensor) -> Tensor:
         """Two frames in front: the tail of the previous chunk, or the clip's first frame twice."""
-        if self._previous is None:
-            head = x_BCTHW[:, :, :1].expand(-1, -1, 2, -1, -1)
-        else:
-            head = next(self._previous)
-        padded = torch.cat([head, x_BCTHW], dim=2)
-        tail = padded[:, :, -2:]
-        # A copy, so that the cache does not keep the whole padded chunk alive.
-        self._tails.append(head.copy_(tail) if self._reuse and not self.first else tail.clone())
+        head = self.take()
+        front = x_BCTHW[:, :, :1].expand(-1, -1, 2, -1, -1) if head is None else head
+        padded = torch.cat([front, x_BCTHW], dim=2)
+        self.leave(padded[:, :, -2:], head)
         return padded
 
     @property
@@ -88,6 +96,14 @@ class SpatialNorm(nn.Module):
         shift = upsample_latent(self.shift(z_BCTHW), size, carry.lead)
         return torch.addcmul(shift, group_norm(x_BCTHW, self.norm), scale)
 
+    def modulation(self, z_BCTHW: Tensor) -> Tensor:
+        """Scale and shift on the latent grid in fp32, as rows: (B, cells, 2 channels)."""
+        z = z_BCTHW.flatten(2).transpose(1, 2).float()
+        both = ((c.weight.flatten(1).float(), c.bias) for c in (self.scale, self.shift))
+        return torch.cat(
+            [F.linear(z, weight, None if bias is None else bias.float()) for weight, bias in both], 2
+        )
+
 
 def upsample_latent(z_BCTHW: Tensor, size: torch.Size, lead: bool) -> Tensor:
     """Nearest-neighbour upsampling of latents to `size` (T, H, W); a leading frame maps to one frame."""
@@ -108,7 +124,26 @@ class GroupNorm(nn.GroupNorm):
         return group_norm(x_BCTHW, self)
 
 
-def make_norm(channels: int, groups: int, latent_channels: int | None) -> nn.Module:
+def norm_silu_conv(
+    x_BCTHW: Tensor,
+    z_BCTHW: Tensor | None,
+    carry: Carry,
+    norm: SpatialNorm | GroupNorm,
+    conv: CausalConv3d,
+    residual_BCTHW: Tensor | None = None,
+) -> Tensor:
+    """conv(silu(norm(x))), plus the residual if there is one."""
+    if kernels.suit(x_BCTHW):
+        if isinstance(norm, GroupNorm):
+            return kernels.norm_silu_conv(x_BCTHW, None, carry, norm, conv, residual_BCTHW)
+        assert z_BCTHW is not None
+        grid = kernels.Grid(norm.modulation(z_BCTHW), z_BCTHW.shape[2:], carry.lead)
+        return kernels.norm_silu_conv(x_BCTHW, grid, carry, norm.norm, conv, residual_BCTHW)
+    h = conv(F.silu(norm(x_BCTHW, z_BCTHW, carry)), carry)
+    return h if residual_BCTHW is None else residual_BCTHW + h
+
+
+def make_norm(channels: int, groups: int, latent_channels: int | None) -> SpatialNorm | GroupNorm:
     """The decoder's norm when `latent_channels` is given, else the encoder's."""
     return (
         GroupNorm(channels, groups)
@@ -130,9 +165,8 @@ class ResBlock(nn.Module):
         self.shortcut = nn.Identity() if same else nn.Conv3d(in_channels, out_channels, 1)
 
     def forward(self, x_BCTHW: Tensor, z_BCTHW: Tensor | None, carry: Carry) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x_BCTHW, z_BCTHW, carry)), carry)
-        h = self.conv2(F.silu(self.norm2(h, z_BCTHW, carry)), carry)
-        return self.shortcut(x_BCTHW) + h
+        h = norm_silu_conv(x_BCTHW, z_BCTHW, carry, self.norm1, self.conv1)
+        return norm_silu_conv(h, z_BCTHW, carry, self.norm2, self.conv2, self.shortcut(x_BCTHW))
 
 
 def as_images(x_BCTHW: Tensor) -> Tensor:
@@ -156,7 +190,8 @@ class Downsample(nn.Module):
     def forward(self, x_BCTHW: Tensor, carry: Carry) -> Tensor:
         if self.time and x_BCTHW.shape[2] > 1:
             first, rest = x_BCTHW.split([int(carry.lead), x_BCTHW.shape[2] - int(carry.lead)], dim=2)
-            x_BCTHW = torch.cat([first, rest.unflatten(2, (-1, 2)).mean(3)], dim=2)
+            # Rounded once, as a mean would be: halving is exact.
+            x_BCTHW = torch.cat([first, (rest[:, :, ::2] + rest[:, :, 1::2]) * 0.5], dim=2)
         # Zeros on the right and bottom only, as the released weights expect.
         return as_video(self.conv(F.pad(as_images(x_BCTHW), (0, 1, 0, 1))), x_BCTHW.shape[0])
 
@@ -170,6 +205,8 @@ class Upsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x_BCTHW: Tensor, carry: Carry) -> Tensor:
+        if kernels.suit(x_BCTHW):
+            return kernels.upsample_conv(x_BCTHW, self.conv, self.time, carry.lead)
         images = F.interpolate(as_images(x_BCTHW), scale_factor=2.0)
         # The convolution sees one frame at a time, so it comes before frames are doubled: half the work.
         x_BCTHW = as_video(self.conv(images), x_BCTHW.shape[0])

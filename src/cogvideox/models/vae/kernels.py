@@ -1,0 +1,289 @@
+"""The VAE's hot spots in C (`kernels.c`), for inference in bf16 on CPUs that multiply it in AVX-512.
+
+`layers.py` holds the plain versions, which are the oracle. Between the bf16 tensor that a residual block
+receives and the one that a convolution writes all is fp32, except the operands of the products, so that the
+result is rounded less often than that of plain layers. This pays for minimal filtering (Lavin & Gray 2016):
+8 multiplications instead of 27 for a number of a 3x3x3 convolution, whose operands are rounded after the
+transform. The whole is about as far from fp32 as plain layers are (tests/models/test_vae_kernels.py).
+
+CPUs with matrix units (AMX) convolve faster than they could transform: there only norms, modulation and SiLU
+are fused, and PyTorch convolves.
+
+Shape legend: B batch, C channels, T frames, H W pixels, O output channels, P products per tile.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cogvideox.core.device import cpu_flags
+from cogvideox.core.native import library
+
+if TYPE_CHECKING:
+    from cogvideox.models.vae.layers import Carry
+
+NEEDS = frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16"})
+COLUMNS = 32  # output channels per block of weights, as in kernels.c
+SPREAD = torch.tensor([[1.0, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]])
+FILTER = torch.tensor([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
+GATHER = torch.tensor([[1.0, 1, 1, 0], [0, 1, -1, -1]])
+"""B^T, G and A^T of F(2, 3): two outputs of a filter with three taps are A^T (G g * B^T d)."""
+ACTIVATION = (0.31, 0.04)
+"""Variance and squared mean of SiLU of a standard normal number, what convolutions see here."""
+TURN = [1, 0, 2, 3]
+"""Factors are rounded in this order of time: the frame that opens a clip takes the second alone, without the
+others that could make up for it."""
+TAPS = torch.tensor([[[1.0, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]])
+"""What three taps come to on the two pixels that the left and the right half of a doubled pixel see."""
+
+
+class Grid(NamedTuple):
+    """What modulates a SpatialNorm."""
+
+    modulation: Tensor
+    """(B, cells, 2C) fp32: scales, then shifts, of every latent."""
+    size: torch.Size
+    """(T, H, W) of the latents."""
+    lead: bool
+    """The first latent stands for one frame, all others for as many as there are."""
+
+    def latent_of(self, frame: int, frames: int) -> int:
+        """The latent frame that modulates a frame."""
+        lead = int(self.lead and self.size[0] > 1)
+        if frame < lead:
+            return 0
+        return lead + (frame - lead) * (self.size[0] - lead) // (frames - lead)
+
+
+class _Frame(ctypes.Structure):
+    _fields_ = (("x", ctypes.c_void_p), ("a", ctypes.c_void_p), ("b", ctypes.c_void_p))
+
+
+class _Cells(ctypes.Structure):
+    _fields_ = (("columns", ctypes.c_int), ("shift", ctypes.c_int))
+
+
+@functools.cache
+def kernels() -> ctypes.CDLL | None:
+    """The library, where this CPU can run it."""
+    found = library(Path(__file__).with_suffix(".c"), NEEDS)
+    if found is not None:
+        found.scratch_bytes.restype = ctypes.c_int64
+    return found
+
+
+def matrix_units() -> bool:
+    """Whether PyTorch's convolutions are the faster ones. Not run here: no CPU with AMX at hand."""
+    return "amx_bf16" in cpu_flags()
+
+
+def suit(x_BCTHW: Tensor) -> bool:
+    """Whether the kernels can take an activation: bf16 on a CPU, no gradients, channels in whole vectors."""
+    return (
+        x_BCTHW.dtype == torch.bfloat16
+        and x_BCTHW.device.type == "cpu"
+        and not torch.is_grad_enabled()
+        and x_BCTHW.shape[1] % 32 == 0
+        and kernels() is not None
+    )
+
+
+def norm_silu_conv(
+    x_BCTHW: Tensor,
+    grid: Grid | None,
+    carry: Carry,
+    norm: nn.GroupNorm,
+    conv: nn.Conv3d,
+    residual_BCTHW: Tensor | None,
+) -> Tensor:
+    """conv(silu(norm(x) scale + shift)) + residual. What is carried to the next chunk are the last two frames
+    of x and what their norm and modulation came to.
+    """
+    x_BTHWC, norms = _rows(x_BCTHW), _fold(_rows(x_BCTHW), grid, norm)
+    if matrix_units():
+        return _norm_silu_then_conv(x_BTHWC, norms, grid, carry, conv, residual_BCTHW)
+    batch, frames, height, width, channels = x_BTHWC.shape
+    head, head_norms = carry.take(), carry.take()
+    opens = head is None
+    if head is None or head_norms is None:
+        head, head_norms = x_BTHWC[:, :1].expand(-1, 2, -1, -1, -1), norms[:, :1].expand(-1, 2, -1, -1, -1)
+    out = x_BTHWC.new_empty(batch, frames, height, width, conv.out_channels)
+    residual = None if residual_BCTHW is None else _rows(residual_BCTHW)
+    weights, bias = _kept(conv, _pack_causal)
+    scratch = _scratch(channels)
+    for b in range(batch):
+        read = [*zip(head[b], head_norms[b], strict=True), *zip(x_BTHWC[b], norms[b], strict=True)]
+        _call(
+            *("convolve", _frames(read), frames, height, width, channels, _cells(grid, height), int(opens)),
+            *(weights, bias, None if residual is None else residual[b], conv.out_channels, out[b], scratch),
+        )
+    tails = (_last_two(head, x_BTHWC), _last_two(head_norms, norms))
+    for tail, previous in zip(tails, (head, head_norms), strict=True):
+        carry.leave(tail, None if opens else previous)
+    return out.permute(0, 4, 1, 2, 3)
+
+
+def _norm_silu_then_conv(
+    x_BTHWC: Tensor,
+    norms: Tensor,
+    grid: Grid | None,
+    carry: Carry,
+    conv: nn.Conv3d,
+    residual_BCTHW: Tensor | None,
+) -> Tensor:
+    batch, frames, height, width, channels = x_BTHWC.shape
+    head = carry.take()
+    padded = x_BTHWC.new_empty(batch, 2 + frames, height, width, channels)
+    for b in range(batch):
+        read = _frames(list(zip(x_BTHWC[b], norms[b], strict=True)))
+        _call("norm_silu", read, frames, height, width, channels, _cells(grid, height), padded[b, 2:])
+    padded[:, :2] = padded[:, 2:3] if head is None else head
+    carry.leave(padded[:, -2:], head)
+    h = F.conv3d(padded.permute(0, 4, 1, 2, 3), conv.weight, conv.bias, padding=(0, 1, 1))
+    return h if residual_BCTHW is None else h.add_(residual_BCTHW)
+
+
+def _fold(x_BTHWC: Tensor, grid: Grid | None, norm: nn.GroupNorm) -> Tensor:
+    """Norm and modulation of every frame as one multiplication and one addition per cell and channel:
+    (B, T, 2, cells of a frame, C) fp32, a view in which frames share what modulates them alike.
+    """
+    batch, frames, height, width, channels = x_BTHWC.shape
+    latents = 1 if grid is None else grid.size[0]
+    cells = 1 if grid is None else grid.modulation.shape[1]
+    tables = torch.empty(batch, 2, cells, channels)
+    for b in range(batch):
+        _call(
+            *("fold_norm", x_BTHWC[b], frames, height, width, channels, norm.num_groups, norm.eps),
+            *(norm.weight.float(), norm.bias.float(), None if grid is None else grid.modulation[b], cells),
+            tables[b],
+        )
+    of = [0 if grid is None else grid.latent_of(t, frames) for t in range(frames)]
+    per_latent = tables.unflatten(2, (latents, -1)).transpose(1, 2)
+    return torch.stack([per_latent[:, t] for t in of], dim=1)
+
+
+def upsample_conv(x_BCTHW: Tensor, conv: nn.Conv2d, time: bool, lead: bool) -> Tensor:
+    """Twice the height and width by nearest neighbour, then `conv`; with `time` all frames but a leading one
+    are doubled too. Taps that fall on one pixel are added up first: 4 products instead of 9.
+    """
+    x_BTHWC = _rows(x_BCTHW)
+    batch, frames, height, width, channels = x_BTHWC.shape
+    count = 2 * frames - lead if time else frames
+    out = x_BTHWC.new_empty(batch, count, 2 * height, 2 * width, conv.out_channels)
+    (weights, bias), scratch = _kept(conv, _pack_doubled), _scratch(channels)
+    for b in range(batch):
+        read = _frames([(x, None) for x in x_BTHWC[b]])
+        sizes = (frames, height, width, channels, int(time), int(lead))
+        _call("upsample_convolve", read, *sizes, weights, bias, conv.out_channels, out[b], scratch)
+    return out.permute(0, 4, 1, 2, 3)
+
+
+# ------------------------------------------------------------------------------------------------- weights
+
+
+def _pack_causal(weight_OCTHW: Tensor) -> Tensor:
+    factors = torch.einsum("ai,bj,ck,oxijk->abcxo", FILTER[TURN], FILTER, FILTER, weight_OCTHW).contiguous()
+    rounded = torch.empty(factors.shape, dtype=torch.bfloat16)
+    _call("round_in_turn", factors, 64, factors[0, 0, 0].numel(), _feedback(), rounded)
+    factors_PCO = rounded[TURN].flatten(0, 2)
+    evens_first = factors_PCO.unflatten(1, (-1, 16, 2)).transpose(2, 3).reshape(factors_PCO.shape)
+    return _pack(evens_first)
+
+
+@functools.cache
+def _feedback() -> Tensor:
+    """How factors make up for each other's rounding errors, (64, 64) fp32, below the diagonal.
+
+    An error e of the factors changes the outputs of a tile by a linear map of e and the inputs. Its mean
+    square over inputs with the moments `ACTIVATION` is a quadratic form, written here as the sum over p of
+    d_p (e_p + sum of feedback_pq e_q, q < p)^2: rounding factor p so that its bracket is small undoes errors
+    made before.
+    """
+    one = torch.einsum("op,pi->poi", GATHER, SPREAD).double()
+    whole = torch.einsum("aoi,bpj,cqk->abcopqijk", one[TURN], one, one).reshape(64, 8, 64)
+    variance, squared_mean = ACTIVATION
+    form = variance * torch.einsum("poi,qoi->pq", whole, whole)
+    form += squared_mean * torch.einsum("po,qo->pq", whole.sum(-1), whole.sum(-1))
+    upper = torch.linalg.cholesky(form.flip(0, 1)).flip(0, 1)
+    return (upper / upper.diagonal()).T.float().contiguous()
+
+
+def _pack_doubled(weight_OCHW: Tensor) -> Tensor:
+    factors = torch.einsum("ayj,bzk,oxjk->abyzxo", TAPS, TAPS, weight_OCHW)
+    return _pack(factors.flatten(0, 3).bfloat16())
+
+
+def _pack(factors_PCO: Tensor) -> Tensor:
+    """(P, C, O) -> (P, O/32, C/2, 32, 2), output channels padded."""
+    padded = F.pad(factors_PCO, (0, -factors_PCO.shape[2] % COLUMNS))
+    blocks = padded.unflatten(2, (-1, COLUMNS)).unflatten(1, (-1, 2))
+    return blocks.permute(0, 3, 1, 4, 2).contiguous()
+
+
+def _kept(conv: nn.Conv2d | nn.Conv3d, pack: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    """Packed weights and fp32 bias of a convolution, made once for each state of its parameters."""
+    assert conv.bias is not None
+    stamp = [(p.data_ptr(), p._version) for p in (conv.weight, conv.bias)]
+    if conv.__dict__.get("_stamp") != stamp:
+        conv.__dict__["_packed"] = pack(conv.weight.float()), conv.bias.float()
+        conv.__dict__["_stamp"] = stamp
+    return conv.__dict__["_packed"]
+
+
+# --------------------------------------------------------------------------------------------------- calls
+
+
+def _rows(x_BCTHW: Tensor) -> Tensor:
+    """(B, T, H, W, C), contiguous: no copy in channels_last_3d."""
+    return x_BCTHW.permute(0, 2, 3, 4, 1).contiguous()
+
+
+def _last_two(head: Tensor, x: Tensor) -> Tensor:
+    return x[:, -2:] if x.shape[1] > 1 else torch.cat([head[:, 1:], x], dim=1)
+
+
+def _cells(grid: Grid | None, height: int) -> _Cells:
+    if grid is None:
+        return _Cells(1, 30)  # one for all
+    return _Cells(grid.size[2], (height // grid.size[1]).bit_length() - 1)
+
+
+def _frames(read: Sequence[tuple[Tensor, Tensor | None]]) -> ctypes.Array[_Frame]:
+    """What the kernels read, and an empty frame behind it that the last pair may reach into."""
+    frames = (_Frame * (len(read) + 1))()
+    for frame, (x, norm) in zip(frames, read, strict=False):
+        assert x.is_contiguous()
+        frame.x = x.data_ptr()
+        if norm is not None:
+            frame.a, frame.b = (part.data_ptr() for part in norm)
+    return frames
+
+
+def _scratch(channels: int) -> Tensor:
+    found = kernels()
+    assert found is not None
+    # 64 more, to begin at a whole cache line.
+    memory = torch.empty(found.scratch_bytes(channels) * torch.get_num_threads() + 64, dtype=torch.uint8)
+    return memory[-memory.data_ptr() % 64 :]
+
+
+def _call(name: str, *arguments: object) -> None:
+    def convert(value: object) -> object:
+        if value is None:
+            return ctypes.c_void_p(0)
+        if isinstance(value, Tensor):
+            assert value.is_contiguous()
+            return ctypes.c_void_p(value.data_ptr())
+        if isinstance(value, float):
+            return ctypes.c_double(value)
+        return ctypes.c_int(value) if isinstance(value, int) else value
+
+    getattr(kernels(), name)(*map(convert, arguments))
