@@ -68,6 +68,11 @@ def cpu_flags() -> frozenset[str]:
     return frozenset()
 
 
+def matrix_units() -> bool:
+    """Whether the CPU multiplies bf16 matrices in units of their own (AMX)."""
+    return "amx_bf16" in cpu_flags()
+
+
 @dataclass(frozen=True)
 class Memory:
     """Bytes of a device's memory."""

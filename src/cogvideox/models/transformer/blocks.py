@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from cogvideox.core.pack import Pack
 from cogvideox.models.specs import TransformerSpec
+from cogvideox.models.transformer import kernels
 from cogvideox.models.transformer.positions import Rope, apply_rope
 
 
@@ -129,8 +130,10 @@ class FullAttention(nn.Module):
         self.out = linear(spec, spec.width, spec.width)
 
     def forward(self, x_LD: Tensor, pack: Pack, rope: Rope | None) -> Tensor:
-        outputs = []
-        for index, qkv in enumerate(pack.split(self.qkv(x_LD, pack))):
+        qkv_LD, outputs = self.qkv(x_LD, pack), []
+        if type(self) is FullAttention and kernels.suit(x_LD) and kernels.attends(self):
+            return self.out(kernels.attend(self, qkv_LD, pack, rope), pack)
+        for index, qkv in enumerate(pack.split(qkv_LD)):
             q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
             q, k = self.norm_q(q), self.norm_k(k)
             if rope is not None:
@@ -188,6 +191,8 @@ class Block(nn.Module):
         self.mlp = MLP(spec)
 
     def forward(self, x_LD: Tensor, temb_SC: Tensor, pack: Pack, rope: Rope | None) -> Tensor:
+        if isinstance(self.modulation, ExpertAdaLN) and kernels.suit(x_LD):
+            return kernels.run_block(self, x_LD, temb_SC, pack, rope)
         for_attention, for_mlp = self.modulation(temb_SC)
         h = self.attention(for_attention.modulate(self.norm1(x_LD), pack), pack, rope)
         x_LD = for_attention.gated(x_LD, h, pack)

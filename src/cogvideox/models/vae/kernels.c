@@ -27,7 +27,7 @@ static inline vec high(__m512i pair) { return (vec)_mm512_and_si512(pair, _mm512
  * relative error 2e-7. */
 static inline vec silu(vec x) {
     const float c[] = {0.0013171976f, 0.0096741641f, 0.055510201f, 0.24022152f, 0.6931468f, 1.0000001f};
-    vec y = _mm512_min_ps(x * _mm512_set1_ps(-1.44269504f), _mm512_set1_ps(126));
+    vec y = _mm512_max_ps(_mm512_min_ps(x * _mm512_set1_ps(-1.44269504f), _mm512_set1_ps(126)), _mm512_set1_ps(-126));
     vec n = _mm512_roundscale_ps(y, 8), r = y - n, p = _mm512_set1_ps(c[0]);
     for (int i = 1; i < 6; i++) p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(c[i]));
     vec whole = _mm512_scalef_ps(p, n) + _mm512_set1_ps(1), part = _mm512_rcp14_ps(whole);

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -24,13 +24,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cogvideox.core.device import cpu_flags
-from cogvideox.core.native import library
+from cogvideox.core.device import matrix_units
+from cogvideox.core.native import AVX512_BF16, call, kept, library
 
 if TYPE_CHECKING:
     from cogvideox.models.vae.layers import Carry
 
-NEEDS = frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16"})
 COLUMNS = 32  # output channels per block of weights, as in kernels.c
 SPREAD = torch.tensor([[1.0, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]])
 FILTER = torch.tensor([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
@@ -74,15 +73,10 @@ class _Cells(ctypes.Structure):
 @functools.cache
 def kernels() -> ctypes.CDLL | None:
     """The library, where this CPU can run it."""
-    found = library(Path(__file__).with_suffix(".c"), NEEDS)
+    found = library(Path(__file__).with_suffix(".c"), AVX512_BF16)
     if found is not None:
         found.scratch_bytes.restype = ctypes.c_int64
     return found
-
-
-def matrix_units() -> bool:
-    """Whether PyTorch's convolutions are the faster ones. Not run here: no CPU with AMX at hand."""
-    return "amx_bf16" in cpu_flags()
 
 
 def suit(x_BCTHW: Tensor) -> bool:
@@ -117,7 +111,8 @@ def norm_silu_conv(
         head, head_norms = x_BTHWC[:, :1].expand(-1, 2, -1, -1, -1), norms[:, :1].expand(-1, 2, -1, -1, -1)
     out = x_BTHWC.new_empty(batch, frames, height, width, conv.out_channels)
     residual = None if residual_BCTHW is None else _rows(residual_BCTHW)
-    weights, bias = _kept(conv, _pack_causal)
+    assert conv.bias is not None
+    weights, bias = kept(conv, _pack_causal, conv.weight, conv.bias)
     scratch = _scratch(channels)
     for b in range(batch):
         read = [*zip(head[b], head_norms[b], strict=True), *zip(x_BTHWC[b], norms[b], strict=True)]
@@ -178,7 +173,9 @@ def upsample_conv(x_BCTHW: Tensor, conv: nn.Conv2d, time: bool, lead: bool) -> T
     batch, frames, height, width, channels = x_BTHWC.shape
     count = 2 * frames - lead if time else frames
     out = x_BTHWC.new_empty(batch, count, 2 * height, 2 * width, conv.out_channels)
-    (weights, bias), scratch = _kept(conv, _pack_doubled), _scratch(channels)
+    assert conv.bias is not None
+    weights, bias = kept(conv, _pack_doubled, conv.weight, conv.bias)
+    scratch = _scratch(channels)
     for b in range(batch):
         read = _frames([(x, None) for x in x_BTHWC[b]])
         sizes = (frames, height, width, channels, int(time), int(lead))
@@ -189,13 +186,14 @@ def upsample_conv(x_BCTHW: Tensor, conv: nn.Conv2d, time: bool, lead: bool) -> T
 # ------------------------------------------------------------------------------------------------- weights
 
 
-def _pack_causal(weight_OCTHW: Tensor) -> Tensor:
-    factors = torch.einsum("ai,bj,ck,oxijk->abcxo", FILTER[TURN], FILTER, FILTER, weight_OCTHW).contiguous()
+def _pack_causal(weight_OCTHW: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    taps = weight_OCTHW.float()
+    factors = torch.einsum("ai,bj,ck,oxijk->abcxo", FILTER[TURN], FILTER, FILTER, taps).contiguous()
     rounded = torch.empty(factors.shape, dtype=torch.bfloat16)
     _call("round_in_turn", factors, 64, factors[0, 0, 0].numel(), _feedback(), rounded)
     factors_PCO = rounded[TURN].flatten(0, 2)
     evens_first = factors_PCO.unflatten(1, (-1, 16, 2)).transpose(2, 3).reshape(factors_PCO.shape)
-    return _pack(evens_first)
+    return _pack(evens_first), bias.float()
 
 
 @functools.cache
@@ -216,9 +214,9 @@ def _feedback() -> Tensor:
     return (upper / upper.diagonal()).T.float().contiguous()
 
 
-def _pack_doubled(weight_OCHW: Tensor) -> Tensor:
-    factors = torch.einsum("ayj,bzk,oxjk->abyzxo", TAPS, TAPS, weight_OCHW)
-    return _pack(factors.flatten(0, 3).bfloat16())
+def _pack_doubled(weight_OCHW: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    factors = torch.einsum("ayj,bzk,oxjk->abyzxo", TAPS, TAPS, weight_OCHW.float())
+    return _pack(factors.flatten(0, 3).bfloat16()), bias.float()
 
 
 def _pack(factors_PCO: Tensor) -> Tensor:
@@ -226,16 +224,6 @@ def _pack(factors_PCO: Tensor) -> Tensor:
     padded = F.pad(factors_PCO, (0, -factors_PCO.shape[2] % COLUMNS))
     blocks = padded.unflatten(2, (-1, COLUMNS)).unflatten(1, (-1, 2))
     return blocks.permute(0, 3, 1, 4, 2).contiguous()
-
-
-def _kept(conv: nn.Conv2d | nn.Conv3d, pack: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-    """Packed weights and fp32 bias of a convolution, made once for each state of its parameters."""
-    assert conv.bias is not None
-    stamp = [(p.data_ptr(), p._version) for p in (conv.weight, conv.bias)]
-    if conv.__dict__.get("_stamp") != stamp:
-        conv.__dict__["_packed"] = pack(conv.weight.float()), conv.bias.float()
-        conv.__dict__["_stamp"] = stamp
-    return conv.__dict__["_packed"]
 
 
 # --------------------------------------------------------------------------------------------------- calls
@@ -276,14 +264,6 @@ def _scratch(channels: int) -> Tensor:
 
 
 def _call(name: str, *arguments: object) -> None:
-    def convert(value: object) -> object:
-        if value is None:
-            return ctypes.c_void_p(0)
-        if isinstance(value, Tensor):
-            assert value.is_contiguous()
-            return ctypes.c_void_p(value.data_ptr())
-        if isinstance(value, float):
-            return ctypes.c_double(value)
-        return ctypes.c_int(value) if isinstance(value, int) else value
-
-    getattr(kernels(), name)(*map(convert, arguments))
+    found = kernels()
+    assert found is not None
+    call(found, name, *arguments)

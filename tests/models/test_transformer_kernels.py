@@ -1,0 +1,121 @@
+"""The transformer's kernels against the plain blocks; skipped where they cannot run."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from cogvideox.core.pack import Pack, Segment
+from cogvideox.models.specs import SPECS
+from cogvideox.models.transformer import kernels
+from cogvideox.models.transformer.blocks import Block
+from cogvideox.models.transformer.model import Transformer
+from cogvideox.models.transformer.positions import pack_rope
+from tests.models.oracle import relative_error, run_ours, transformer_pair
+from tests.tiny import randomise
+
+pytestmark = pytest.mark.skipif(kernels.kernels() is None, reason="no AVX-512 with bf16, or no C compiler")
+BF16 = torch.bfloat16
+ROPE = replace(SPECS["5b"].transformer, heads=2, layers=2, time_dim=32, text_dim=24, text_length=5)
+PLAIN = replace(SPECS["2b"].transformer, heads=3, layers=2, time_dim=32, text_dim=24, text_length=5)
+
+
+def pack(spec, *grids, text=(5,), seed=0):
+    segments = tuple(Segment(text[i % len(text)], grid) for i, grid in enumerate(grids))
+    rng = torch.Generator().manual_seed(seed)
+    rows = sum(s.text_length for s in segments), sum(s.video_length for s in segments)
+    return Pack(
+        segments,
+        torch.randn(rows[0], spec.text_dim, generator=rng).to(BF16),
+        torch.randn(rows[1], spec.patch_dim, generator=rng).to(BF16),
+        torch.randint(1000, (len(segments),), generator=rng),
+    )
+
+
+@pytest.fixture(autouse=True)
+def with_attention(monkeypatch):
+    """The kernel for attention is tested on any CPU that can run it."""
+    monkeypatch.setattr(kernels, "matrix_units", lambda: False)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("spec", [ROPE, PLAIN], ids=["rope", "sincos"])
+@pytest.mark.parametrize(
+    ("grids", "text"),
+    [
+        ([(1, 2, 2)], (5,)),  # fewer keys than a panel
+        ([(3, 4, 5), (3, 4, 5)], (5,)),  # a CFG pair
+        ([(2, 10, 13)], (7,)),  # one key more than a block
+        ([(1, 6, 8), (2, 4, 4), (2, 4, 4)], (3, 9, 9)),  # several shapes in a pack
+        ([(3, 9, 10)], (0,)),  # no text
+    ],
+)
+def test_a_model_equals_its_plain_version(monkeypatch, spec, grids, text):
+    model = Transformer(spec).eval()
+    randomise(model, 3)
+    model, packed = model.to(BF16), pack(spec, *grids, text=text)
+    fast = model(packed)
+    monkeypatch.setattr(kernels, "suit", lambda x: False)
+    assert relative_error(fast, model(packed)) < 0.02
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("spec", [ROPE, PLAIN], ids=["rope", "sincos"])
+def test_error_against_fp32_is_no_larger_than_in_diffusers(spec):
+    ratios = []
+    for seed in range(3):
+        ours, reference = transformer_pair(spec, seed=seed)
+        for module in (ours, reference):
+            for p in module.parameters():
+                p.copy_(p.to(BF16))
+        rng = torch.Generator().manual_seed(seed)
+        x = torch.randn(2, 3, 16, 12, 20, generator=rng).to(BF16)
+        text, t = torch.randn(2, 5, 24, generator=rng).to(BF16), torch.tensor([500, 20])
+        exact = run_ours(ours, x.float(), text.float(), t)
+        mine = run_ours(ours.to(BF16), x, text, t)
+        theirs = reference.to(BF16)(x, text, t, image_rotary_emb=rotary(ours, x), return_dict=False)[0]
+        ratios.append(relative_error(mine.float(), exact) / relative_error(theirs.float(), exact))
+    assert sum(ratios) / 3 <= 1.05
+
+
+def rotary(model, x_BTCHW):
+    grid = (x_BTCHW.shape[1], x_BTCHW.shape[3] // 2, x_BTCHW.shape[4] // 2)
+    rope = pack_rope(pack(model.spec, grid), model.spec, model.policy)
+    return None if rope is None else tuple(part.repeat_interleave(2, dim=1) for part in rope[0])
+
+
+@torch.no_grad()
+def test_scores_that_are_too_large_go_the_plain_way(monkeypatch):
+    """Norm weights that allow scores beyond fp32's powers: same result, no infinities."""
+    block = Block(ROPE)
+    randomise(block, 1)
+    for norm in (block.attention.norm_q, block.attention.norm_k):
+        norm.weight.fill_(6.0)
+    block = block.to(BF16)
+    assert not kernels.attends(block.attention)
+    one = pack(ROPE, (2, 4, 4))
+    x, temb = torch.randn(37, ROPE.width).to(BF16), torch.randn(1, 32).to(BF16)
+    fast = block(x, temb, one, pack_rope(one, ROPE, "extrapolate"))
+    monkeypatch.setattr(kernels, "suit", lambda x: False)
+    assert relative_error(fast, block(x, temb, one, pack_rope(one, ROPE, "extrapolate"))) < 0.03
+    block.attention.norm_q.weight.fill_(1.0)  # seen at once
+    block.attention.norm_k.weight.fill_(1.0)
+    assert kernels.attends(block.attention)
+
+
+@torch.no_grad()
+def test_the_hidden_state_given_stays_as_it_was():
+    block, one = Block(ROPE).to(BF16), pack(ROPE, (2, 4, 4))
+    x = torch.randn(37, ROPE.width).to(BF16)
+    before = x.clone()
+    block(x, torch.randn(1, 32).to(BF16), one, pack_rope(one, ROPE, "extrapolate"))
+    assert torch.equal(x, before)
+
+
+@torch.no_grad()
+def test_gelu_over_the_whole_range():
+    x = torch.cat([torch.linspace(-20, 20, 4000), torch.tensor([1e30, -1e30, 0.0, 1e-30, 65000.0, -1e5])])
+    x = torch.cat([x, x.new_zeros(-len(x) % 16)]).to(BF16)
+    expected, ours = torch.nn.functional.gelu(x.float(), approximate="tanh"), x.clone()
+    kernels._call("gelu", ours, kernels.ctypes.c_int64(len(x)))
+    assert torch.allclose(ours.float(), expected, rtol=0.004, atol=1e-6)
