@@ -21,7 +21,7 @@ import torch
 from benchmarks.case import Case, Random, write_random
 
 ROOT = Path(__file__).parents[1]
-LEAST, MOST = 3, 15  # pairs of runs
+MOST = 15  # pairs of runs
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Session:
     dtype: str
     quick: bool
     seconds: float
-    """Time of a case's repeated runs, three of each side at least."""
+    """Time of a case's repeated runs; at least one pair is made."""
 
     def model(self, model: Random | Path) -> Path:
         """The folder of a case's model, written when it is first needed."""
@@ -129,15 +129,19 @@ def measure(case: Case, contenders: Sequence[Contender], session: Session) -> di
             command[able[-1].label] = "count"  # where there is a reference, it says what the work is
         warm = {label: worker.ask(command[label]) for label, worker in sides.items()}
         pairs = int(session.seconds / sum(answer["seconds"] for answer in warm.values()))
-        pairs = 1 if case.once or session.quick else min(max(pairs, LEAST), MOST)
+        pairs = 1 if case.once or session.quick else min(max(pairs, 1), MOST)
         runs = [(label, sides[label].ask("run")) for _ in range(pairs) for label in sides]
         errors = _errors(sides, session.folder) if case.exact and "diffusers" in case.sides else {}
-    times = {label: [run["seconds"] for who, run in runs if who == label] for label in sides}
+    times, cpu = (
+        {label: [run[key] for who, run in runs if who == label] for label in sides}
+        for key in ("seconds", "cpu")
+    )
     last = dict(runs)
     found: dict[str, Any] = {
         "suite": case.suite,
         "name": case.name,
         "scale": case.scale,
+        "load": os.getloadavg()[0],
         "runs": [(label, run["seconds"]) for label, run in runs],
         "flops": warm[able[-1].label].get("flops"),
         "sides": {
@@ -145,6 +149,7 @@ def measure(case: Case, contenders: Sequence[Contender], session: Session) -> di
                 "median": statistics.median(times[label]),
                 "low": min(times[label]),
                 "high": max(times[label]),
+                "cpu": statistics.median(cpu[label]),
                 "peak": last[label]["peak"],
                 "above": last[label]["peak"] - ready[label]["loaded"],
                 "error": errors.get(label),

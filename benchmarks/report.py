@@ -39,12 +39,13 @@ def seconds(value: float) -> str:
 def lines(result: Mapping[str, Any]) -> str:
     """A case: a line of what it is, one for each side, and the ratio."""
     flops = result["flops"]
-    work = f" ({sum(flops.values()) / 1e12:.3g} TFLOP)" if flops and sum(flops.values()) else ""
-    told = [f"\n{result['name']}{work}"]
+    work = f"{sum(flops.values()) / 1e12:.3g} TFLOP, " if flops and sum(flops.values()) else ""
+    told = [f"\n{result['name']} ({work}load {result['load']:.1f})"]
     for label, side in result["sides"].items():
         count = sum(who == label for who, _ in result["runs"])
         spread = f"({seconds(side['low'])} .. {seconds(side['high'])}, {count} runs)"
         cells = [f"  {label:10} {seconds(side['median']):>8} {spread:34}"]
+        cells.append(f"CPU {seconds(side['cpu'])}")
         cells.append(f"peak {side['peak'] / 1e6:.0f} MB (+{side['above'] / 1e6:.0f})")
         if side["amount"]:
             amount, unit = side["amount"]

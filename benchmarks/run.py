@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import signal
 import subprocess
 import sys
 import tempfile
@@ -33,7 +34,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--against", help="diffusers, or a commit whose src/ is measured beside this one")
     parser.add_argument("--json", type=Path, help="write all numbers here")
     parser.add_argument("--quick", action="store_true", help="tiny shapes, one run each: does it work?")
-    parser.add_argument("--seconds", type=float, default=20.0, help="of a case's repeated runs, 3 at least")
+    parser.add_argument("--seconds", type=float, default=60.0, help="for repeated runs of a case")
     return parser.parse_args()
 
 
@@ -99,11 +100,14 @@ def run(options: argparse.Namespace) -> None:
 
 
 def main() -> None:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # workers and folders go too
     try:
         run(parse())
     except InputError as error:
         print(f"benchmarks: {error}", file=sys.stderr)
         sys.exit(error.exit_status)
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
     except WorkerError as error:
         sys.exit(str(error))
 

@@ -103,8 +103,10 @@ def main() -> None:
             answer(seconds=time.perf_counter() - start)
         else:
             result = None  # the last one's memory is free again
+            start, cpu = time.perf_counter(), time.process_time()
             result = side.run()
-            answer(seconds=time.perf_counter() - start, peak=peak_memory(), numbers=side.numbers)
+            seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
+            answer(seconds=seconds, cpu=cpu, peak=peak_memory(), numbers=side.numbers)
 
 
 if __name__ == "__main__":

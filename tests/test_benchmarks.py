@@ -37,6 +37,7 @@ def test_both_sides_run_in_turn_on_the_same_work(pair):
     (case,) = found["cases"]
     assert [label for label, _ in case["runs"]] == ["ours", "diffusers"]
     assert all(seconds > 0 for _, seconds in case["runs"])
+    assert all(side["cpu"] > 0 for side in case["sides"].values())
     ours, theirs = case["sides"]["ours"], case["sides"]["diffusers"]
     assert case["ratio"] == pytest.approx(theirs["median"] / ours["median"])
     assert ours["weights"] == theirs["weights"] > 0

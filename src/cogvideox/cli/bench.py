@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -39,6 +38,4 @@ def bench(
     paths = [str(ROOT), str(ROOT / "src"), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
     command = [sys.executable, "-m", "benchmarks.run", *words]
-    done = subprocess.run(command, env=environment, check=False)
-    if done.returncode:
-        raise typer.Exit(done.returncode)
+    os.execve(sys.executable, command, environment)
