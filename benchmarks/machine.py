@@ -1,4 +1,4 @@
-"""`python -m benchmarks.machine`: this machine, and the speeds that nothing on it can exceed."""
+"""`python -m benchmarks.machine [SECONDS]`: this machine, and the speeds that nothing on it can exceed."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -71,42 +72,42 @@ def _commit() -> str:
 
 
 @torch.no_grad()
-def peaks() -> dict[str, float]:
+def peaks(seconds: float) -> dict[str, float]:
     """Operations per second of each kind of work and bytes per second of a copy, by "kind dtype": the best
-    of several runs, so that other work on the machine counts as little as possible.
+    run in some seconds of each, so that other work on the machine counts as little as possible.
     """
+
+    def best(work: Callable[[], Tensor], amount: float) -> float:
+        """Amount per second of the fastest of at least three runs."""
+        work()
+        times: list[float] = []
+        while len(times) < 3 or sum(times) < seconds:
+            start = time.perf_counter()
+            work()
+            times.append(time.perf_counter() - start)
+        return amount / min(times)
+
     found: dict[str, float] = {}
     for dtype, name in ((torch.bfloat16, "bfloat16"), (torch.float32, "float32")):
         a = torch.ones(2048, 2048, dtype=dtype)
-        found[f"gemm {name}"] = _best(partial(torch.mm, a, a), 2 * 2048**3)
+        found[f"gemm {name}"] = best(partial(torch.mm, a, a), 2 * 2048**3)
         for channels, t, side in ((64, 8, 64), (256, 4, 32)):
             x = torch.ones(1, channels, t, side, side, dtype=dtype)
             x = x.contiguous(memory_format=torch.channels_last_3d)
             kernel = torch.ones(channels, channels, 3, 3, 3, dtype=dtype)
             kernel = kernel.contiguous(memory_format=torch.channels_last_3d)
             work = 2 * 27 * channels**2 * t * side**2
-            speed = _best(partial(F.conv3d, x, kernel, padding=1), work)
+            speed = best(partial(F.conv3d, x, kernel, padding=1), work)
             found[f"convolution {name}"] = max(speed, found.get(f"convolution {name}", 0.0))
         q = torch.ones(2, 8, 2048, 64, dtype=dtype)
         attend = partial(F.scaled_dot_product_attention, q, q, q)
-        found[f"attention {name}"] = _best(attend, 4 * 2 * 8 * 2048**2 * 64)
+        found[f"attention {name}"] = best(attend, 4 * 2 * 8 * 2048**2 * 64)
     source = torch.ones(2**26)
     target = torch.empty_like(source)
-    found["copy"] = _best(lambda: target.copy_(source), 2 * source.nbytes)
+    found["copy"] = best(lambda: target.copy_(source), 2 * source.nbytes)
     return found
-
-
-def _best(work: Callable[[], Tensor], amount: float) -> float:
-    """Amount per second of the fastest run in a fifth of a second, at least three."""
-    work()
-    times: list[float] = []
-    while len(times) < 3 or sum(times) < 0.2:
-        start = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - start)
-    return amount / min(times)
 
 
 if __name__ == "__main__":
     one_heap()
-    print(json.dumps(facts() | {"peaks": peaks()}))
+    print(json.dumps(facts() | {"peaks": peaks(float(sys.argv[1]) if sys.argv[1:] else 2.0)}))
