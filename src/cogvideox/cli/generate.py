@@ -27,10 +27,10 @@ NAMES = (
         "height",
         "width",
     ),
-    *("aspect", "steps", "guidance", "dynamic_guidance", "sampler", "seed"),
+    *("aspect", "steps", "guidance", "dynamic_guidance", "sampler", "seed", "quality", "plan"),
 )
 FORMS = "File (.mp4 .webm .gif .webp .png .png-folder .safetensors) or folder."
-LOADING = ("model", "revision", "dtype", "device", "compat", "lora")
+LOADING = ("model", "revision", "dtype", "device", "compat", "lora", "calibration")
 
 Text = Annotated[str | None, typer.Argument(metavar="PROMPT", help="What is to be seen.", show_default=False)]
 Str = str | None
@@ -65,6 +65,8 @@ def generate(
     count: Annotated[int, _option("Sampling", "Videos per prompt: seeds SEED, SEED+1, ...")] = 1,
     prompts: Annotated[Path | None, _option("Input", "One prompt a line, or JSONL of settings.")] = None,
     sampler: Annotated[Str, _option("Sampling", "ddim, dpm++2m-sde or dpm++2m-ode.")] = None,
+    quality: Annotated[Str, _option("Sampling", "exact, high or fast: as calibrated for the model.")] = None,
+    plan: Annotated[Str, _option("Sampling", "Step plan, or a file of `cogvideox calibrate`.")] = None,
     lora: Annotated[list[str] | None, _option("Model", "FILE[:weight]; may be repeated.")] = None,
     dtype: Annotated[Str, _option("Model", "bf16, fp16 or fp32.")] = None,
     device: Annotated[Str, _option("Model", "cpu, cuda or mps.")] = None,
@@ -77,7 +79,10 @@ def generate(
 ) -> None:
     """Make videos. Files hold their request; the latents are kept until the video is written."""
     began = time.monotonic()
-    height, width = _size(size)
+    height, width = size_of(size)
+    calibration = None
+    if plan is not None and Path(plan).is_file():
+        calibration, plan = plan, None
     options = locals()
     given = {name: options[name] for name in NAMES if options[name] is not None}
     from cogvideox.generation import jobs
@@ -99,7 +104,7 @@ def generate(
         _make(session, planned, watch, preview, as_json)
 
 
-def _size(size: str | None) -> tuple[int | None, int | None]:
+def size_of(size: str | None) -> tuple[int | None, int | None]:
     """(height, width) from WIDTHxHEIGHT."""
     from cogvideox.core.errors import InputError
 

@@ -26,6 +26,8 @@ from cogvideox.models.vae.autoencoder import VAE
 GIB = 2**30
 BLOCK_UNITS = 22
 """Tensors of the size of the hidden state that a transformer block keeps alive."""
+KEPT_UNITS = 4
+"""The same for what a step plan keeps: two residuals, what they are added to, and the sum."""
 DECODER_UNITS = 9
 """Tensors of the size of the decoder's widest full-resolution level that it keeps alive."""
 OVERHEAD = 64 * 2**20
@@ -90,6 +92,7 @@ def make_plan(
     longest: int,
     *,
     guided: bool,
+    kept: bool = False,
     dtype: torch.dtype,
     memory: Memory,
     weights: Weights,
@@ -99,12 +102,13 @@ def make_plan(
 ) -> Plan:
     """The plan for a clip of `shape` whose longest window has `longest` latent frames (padding not counted).
 
-    `loaded` weights are in memory already. Parts that `wait` for their turn are not in memory together: on
-    an `accelerator` only the part at work is, on a CPU the text encoder is freed after use. None: only if
-    they must.
+    A step plan has residuals `kept`. `loaded` weights are in memory already. Parts that `wait` for their turn
+    are not in memory together: on an `accelerator` only the part at work is, on a CPU the text encoder is
+    freed after use. None: only if they must.
     """
     tokens, size = _tokens(spec, shape, longest), dtype.itemsize
-    sampling = OVERHEAD + BLOCK_UNITS * (1 + guided) * tokens * spec.transformer.width * size
+    units = BLOCK_UNITS + KEPT_UNITS * kept
+    sampling = OVERHEAD + units * (1 + guided) * tokens * spec.transformer.width * size
     chunk = pixel_frames(DECODE_CHUNK + 1) * shape.height * shape.width
     decoding = OVERHEAD + DECODER_UNITS * chunk * max(spec.vae.channels[:2]) * size
     working = max(sampling, decoding)
@@ -198,14 +202,14 @@ def seconds_of(
     spec: ModelSpec, settings: Settings, weights: Weights, dtype: torch.dtype, speeds: Speeds
 ) -> dict[str, float]:
     """Estimated seconds by stage. Small models spend more than this on overheads."""
-    t, branches = spec.transformer, 1 + settings.guided
+    t = spec.transformer
     shape = settings.shape
     steps = 0.0
     for window in settings.windows:
         tokens = _tokens(spec, shape, window.known + window.new)
         linear = 2 * tokens * 12 * t.width**2 * t.layers / speeds.matmul
         attention = 4 * tokens**2 * t.width * t.layers / speeds.attention
-        steps += (settings.steps - settings.start) * branches * (linear + attention)
+        steps += settings.work * (linear + attention)
     vae = decoder_operations(spec.vae, shape) / speeds.convolution
     text = 2 * weights.text / dtype.itemsize * t.text_length * (1 + bool(settings.negative)) / speeds.matmul
     stages = {"text": text, "sample": steps, "decode": vae}

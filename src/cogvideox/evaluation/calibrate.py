@@ -1,0 +1,188 @@
+"""Which ways to sample faster a model has, and what each costs: measured, never guessed."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from cogvideox.core.device import describe
+from cogvideox.core.errors import InputError
+from cogvideox.diffusion.samplers import Sampler
+from cogvideox.diffusion.stepplan import StepPlan, guidance_every, guidance_interval
+from cogvideox.diffusion.timesteps import sampling_timesteps
+from cogvideox.evaluation.curves import Curves, Recorder
+from cogvideox.evaluation.metrics import feature_distance, psnr, ssim
+from cogvideox.generation.media import Inputs
+from cogvideox.generation.pipeline import Pipeline
+from cogvideox.generation.quality import Calibration, Price, Way
+from cogvideox.generation.request import Request, Settings
+from cogvideox.generation.watch import Watch
+
+PROMPTS = (
+    "a red racing car drives through the desert",
+    "a frog jumps on a sandy beach",
+    "a speedboat glides right on the blue ocean",
+)
+HIGH_PSNR = 35.0
+"""In dB, of the worst clip: what `high` must keep to."""
+FAST = 2.25
+"""What `fast` must gain in the time to sample and decode."""
+
+EQUAL = 99.0
+"""In dB, stands for the infinite PSNR of equal frames, which JSON has no number for."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """What to measure."""
+
+    request: Request
+    """Shape, sampler, steps and guidance; its prompt is replaced."""
+    prompts: tuple[str, ...] = PROMPTS
+
+    def clip(self, index: int, plan: StepPlan | None = None) -> Request:
+        """The request of one clip; its seed is its index."""
+        update = {"prompt": self.prompts[index], "seed": index}
+        if plan is not None:
+            update |= {"plan": str(plan), "steps": len(plan)}
+        return self.request.model_copy(update=update)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One clip, and the seconds that it took."""
+
+    frames_TCHW: Tensor
+    sampling: float
+    decoding: float
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A way that has no price yet."""
+
+    name: str
+    plan: StepPlan
+
+
+def calibrate(pipe: Pipeline, order: Order) -> Iterator[Way | Calibration]:
+    """Every way with its price as soon as it is known, the exact one first; the calibration at last.
+
+    Time is that of sampling and decoding on this machine, the median over clips; likeness is that of decoded
+    8-bit frames to the exact way's.
+    """
+    settings, _ = pipe.prepare(order.clip(0), Inputs())
+    if settings.plan is not None or not settings.guided:
+        raise InputError("calibration compares with the exact result: leave plan, quality and guidance 1 out")
+    recorder = Recorder(pipe.transformer)
+    recording = replace(pipe, model=replace(pipe.model, transformer=recorder))
+    exact = [_run(recording, order, index).frames_TCHW for index in range(len(order.prompts))]
+    sampler = Sampler(settings.sampler, pipe.schedule, sampling_timesteps(settings.steps))
+    curves = Curves.of(recorder, sampler)
+    ways: list[Way] = []
+    baseline = None
+    for candidate in candidates(curves, settings):
+        runs = [_run(pipe, order, index, candidate.plan) for index in range(len(order.prompts))]
+        seconds = statistics.median(run.sampling + run.decoding for run in runs)
+        baseline = baseline or seconds
+        way = Way(
+            name=candidate.name,
+            steps=len(candidate.plan),
+            plan=str(candidate.plan),
+            price=_price([run.frames_TCHW for run in runs], exact, seconds, baseline),
+        )
+        ways.append(way)
+        yield way
+    yield Calibration(
+        model=pipe.spec.name,
+        fingerprint=pipe.model.fingerprint,
+        sampler=settings.sampler,
+        steps=settings.steps,
+        guidance=settings.guidance,
+        shape=f"{settings.shape.frames} frames of {settings.shape.width}x{settings.shape.height}",
+        clips=len(order.prompts),
+        machine=f"{describe(pipe.place.device)}, {str(pipe.place.dtype).removeprefix('torch.')}",
+        presets=presets(ways),
+        table=tuple(ways),
+    )
+
+
+def candidates(curves: Curves, settings: Settings) -> Iterator[Candidate]:
+    """The ways that are worth measuring, the exact one first.
+
+    The published caches at their usual thresholds, guidance where noise is high, the best lists for several
+    budgets; then fewer steps of the sampler, alone and with guidance held or every other step by a line.
+    """
+    steps, times = settings.steps, curves.timesteps
+    yield Candidate("exact", _full(steps))
+    for threshold in (0.1, 0.2, 0.3):
+        yield Candidate(f"teacache {threshold:g}", curves.teacache(threshold))
+    for threshold, longest in ((0.06, 2), (0.12, 3), (0.24, 4)):
+        yield Candidate(f"magcache {threshold:g} {longest}", curves.magcache(threshold, longest))
+    for threshold in (0.05, 0.1, 0.2):
+        yield Candidate(f"first block {threshold:g}", curves.first_block_cache(threshold))
+    for low in (100, 300, 500):
+        yield Candidate(f"guidance from {low}", guidance_interval(_full(steps), times, low, 1000))
+    for part in (0.8, 0.65, 0.5, 0.4):
+        plan = curves.cheapest(max(2, round(part * steps)))
+        yield Candidate("cheapest", plan)
+        yield Candidate("cheapest, held", guidance_every(plan, 2, warm=steps // 3))
+    for part in (1, 5 / 6, 2 / 3, 1 / 2, 2 / 5, 1 / 3):
+        count = max(2, round(steps * part))
+        few, line = _full(count), _alternate(count)
+        if count < steps:
+            yield Candidate("fewer steps", few)
+        yield Candidate("held", guidance_every(few, 2, warm=count // 3))
+        late = guidance_interval(few, sampling_timesteps(count), 200, 1000)
+        yield Candidate("held, guidance from 200", guidance_every(late, 2, warm=count // 3))
+        yield Candidate("line", line)
+        yield Candidate("line, held", guidance_every(line, 2, warm=count // 3))
+
+
+def presets(ways: Sequence[Way]) -> dict[str, Way]:
+    """`high`: the fastest way of at least HIGH_PSNR; `fast`: the likest way at least FAST times as fast. A
+    preset that no way is good enough for is left out. `ways` start with the exact one.
+    """
+    found: dict[str, Way] = {}
+    high = [way for way in ways[1:] if way.price.worst >= HIGH_PSNR and way.price.faster > 1]
+    fast = [way for way in ways[1:] if way.price.faster >= FAST]
+    if high:
+        found["high"] = max(high, key=lambda way: way.price.faster)
+    if fast:
+        found["fast"] = max(fast, key=lambda way: way.price.psnr)
+    return found
+
+
+def _full(steps: int) -> StepPlan:
+    return StepPlan("f" * steps, "p" * steps)
+
+
+def _alternate(steps: int) -> StepPlan:
+    """Five steps or a third of them in full, then every other one by a line, the last one in full."""
+    warm = max(5, steps // 3)
+    blocks = "".join("f" if k < warm or (steps - k) % 2 else "t" for k in range(steps))
+    return StepPlan(blocks, "p" * steps)
+
+
+def _run(pipe: Pipeline, order: Order, index: int, plan: StepPlan | None = None) -> Run:
+    watch = Watch()
+    made = pipe.latents(order.clip(index, plan), Inputs(), watch)
+    frames = torch.from_numpy(pipe.decode(made, watch)).permute(0, 3, 1, 2).float() / 255
+    return Run(frames, watch.seconds["sample"], watch.seconds["decode"])
+
+
+def _price(made: Sequence[Tensor], exact: Sequence[Tensor], seconds: float, baseline: float) -> Price:
+    pairs = list(zip(made, exact, strict=True))
+    likeness = [min(psnr(a, b), EQUAL) for a, b in pairs]
+    return Price(
+        psnr=round(statistics.mean(likeness), 2),
+        worst=round(min(likeness), 2),
+        ssim=round(statistics.mean(ssim(a, b) for a, b in pairs), 4),
+        features=round(statistics.mean(feature_distance(a, b) for a, b in pairs), 4),
+        seconds=round(seconds, 3),
+        faster=round(baseline / seconds, 2),
+    )
