@@ -72,8 +72,8 @@ class Candidate:
 def calibrate(pipe: Pipeline, order: Order) -> Iterator[Way | Calibration]:
     """Every way with its price as soon as it is known, the exact one first; the calibration at last.
 
-    Time is that of sampling and decoding on this machine, the median over clips; likeness is that of decoded
-    8-bit frames to the exact way's.
+    Time is that of sampling and decoding on this machine, of the clip that was least disturbed; likeness is
+    that of decoded 8-bit frames to the exact way's.
     """
     settings, _ = pipe.prepare(order.clip(0), Inputs())
     if settings.plan is not None or not settings.guided:
@@ -87,7 +87,7 @@ def calibrate(pipe: Pipeline, order: Order) -> Iterator[Way | Calibration]:
     baseline = None
     for candidate in candidates(curves, settings):
         runs = [_run(pipe, order, index, candidate.plan) for index in range(len(order.prompts))]
-        seconds = statistics.median(run.sampling + run.decoding for run in runs)
+        seconds = min(run.sampling + run.decoding for run in runs)
         baseline = baseline or seconds
         way = Way(
             name=candidate.name,
