@@ -176,7 +176,7 @@ def test_what_was_not_measured_is_refused(known, values, says):
 
 def test_a_plan_needs_no_calibration_and_has_no_price_then():
     made = settings(plan="f2rf")
-    assert (made.steps, str(made.plan), made.price, made.quality) == (4, "f2rf", None, "exact")
+    assert (made.steps, str(made.plan), made.price, made.quality) == (4, "f2rf", None, "by plan")
 
 
 def test_a_finished_request_repeats_its_plan_without_the_calibration():

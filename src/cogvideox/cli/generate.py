@@ -85,6 +85,7 @@ def generate(
         calibration, plan = plan, None
     options = locals()
     given = {name: options[name] for name in NAMES if options[name] is not None}
+    from cogvideox.core.errors import InputError
     from cogvideox.generation import jobs
     from cogvideox.generation.console import ConsoleWatch
     from cogvideox.generation.session import Session
@@ -92,6 +93,8 @@ def generate(
     watch = ConsoleWatch(began=began)
     record = {} if repeat is None else jobs.recorded(repeat)
     base = jobs.override(jobs.repeatable(record, repeat, given) if repeat else {}, given)
+    if calibration is not None and prompts is None and "quality" not in base:
+        raise InputError(f"{calibration} holds presets: choose one, --quality high or --quality fast")
     todo = jobs.place(jobs.expand(base, jobs.rows(base, prompts), count), output)
     loading = {name: options[name] for name in LOADING}
     session = Session.of(loading, record, offload)

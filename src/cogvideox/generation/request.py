@@ -140,6 +140,7 @@ class Settings:
     negative: str
     seed: int
     quality: str
+    """The preset; "by plan" where a plan was given without one."""
     plan: StepPlan | None
     """None: all steps run in full."""
     price: Price | None
@@ -226,7 +227,7 @@ def decide(
         dynamic=request.dynamic_guidance or ("constant" if compat else spec.dynamic_guidance),
         negative=request.negative,
         seed=request.seed,
-        quality=request.quality,
+        quality=request.quality if plan is None or request.quality != "exact" else "by plan",
         plan=plan,
         price=price,
         notes=_notes(shape, spec, fps, windows) + _shortage(request, task, fps, given),
