@@ -52,23 +52,6 @@ class Order:
         return self.request.model_copy(update=update)
 
 
-@dataclass(frozen=True)
-class Run:
-    """One clip, and the seconds that it took."""
-
-    frames_TCHW: Tensor
-    sampling: float
-    decoding: float
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A way that has no price yet."""
-
-    name: str
-    plan: StepPlan
-
-
 def calibrate(pipe: Pipeline, order: Order) -> Iterator[Way | Calibration]:
     """Every way with its price as soon as it is known, the exact one first; the calibration at last.
 
@@ -80,21 +63,17 @@ def calibrate(pipe: Pipeline, order: Order) -> Iterator[Way | Calibration]:
         raise InputError("calibration compares with the exact result: leave plan, quality and guidance 1 out")
     recorder = Recorder(pipe.transformer)
     recording = replace(pipe, model=replace(pipe.model, transformer=recorder))
-    exact = [_run(recording, order, index).frames_TCHW for index in range(len(order.prompts))]
+    clips = range(len(order.prompts))
+    exact = [_run(recording, order, index)[0] for index in clips]
     sampler = Sampler(settings.sampler, pipe.schedule, sampling_timesteps(settings.steps))
     curves = Curves.of(recorder, sampler)
     ways: list[Way] = []
-    baseline = None
-    for candidate in candidates(curves, settings):
-        runs = [_run(pipe, order, index, candidate.plan) for index in range(len(order.prompts))]
-        seconds = min(run.sampling + run.decoding for run in runs)
-        baseline = baseline or seconds
-        way = Way(
-            name=candidate.name,
-            steps=len(candidate.plan),
-            plan=str(candidate.plan),
-            price=_price([run.frames_TCHW for run in runs], exact, seconds, baseline),
-        )
+    for name, plan in candidates(curves, settings):
+        runs = [_run(pipe, order, index, plan) for index in clips]
+        seconds = min(spent for _, spent in runs)
+        baseline = ways[0].price.seconds if ways else seconds
+        price = _price([frames_TCHW for frames_TCHW, _ in runs], exact, seconds, baseline)
+        way = Way(name=name, steps=len(plan), plan=str(plan), price=price)
         ways.append(way)
         yield way
     yield Calibration(
@@ -104,48 +83,49 @@ def calibrate(pipe: Pipeline, order: Order) -> Iterator[Way | Calibration]:
         steps=settings.steps,
         guidance=settings.guidance,
         shape=f"{settings.shape.frames} frames of {settings.shape.width}x{settings.shape.height}",
-        clips=len(order.prompts),
+        clips=len(clips),
         machine=f"{describe(pipe.place.device)}, {str(pipe.place.dtype).removeprefix('torch.')}",
         presets=presets(ways),
         table=tuple(ways),
     )
 
 
-def candidates(curves: Curves, settings: Settings) -> Iterator[Candidate]:
+def candidates(curves: Curves, settings: Settings) -> Iterator[tuple[str, StepPlan]]:
     """The ways that are worth measuring, the exact one first.
 
     The published caches at their usual thresholds, guidance where noise is high, the best lists for several
     budgets; then fewer steps of the sampler, alone and with guidance held or every other step by a line.
     """
     steps, times = settings.steps, curves.timesteps
-    yield Candidate("exact", _full(steps))
+    yield "exact", _full(steps)
     for threshold in (0.1, 0.2, 0.3):
-        yield Candidate(f"teacache {threshold:g}", curves.teacache(threshold))
+        yield f"teacache {threshold:g}", curves.teacache(threshold)
     for threshold, longest in ((0.06, 2), (0.12, 3), (0.24, 4)):
-        yield Candidate(f"magcache {threshold:g} {longest}", curves.magcache(threshold, longest))
+        yield f"magcache {threshold:g} {longest}", curves.magcache(threshold, longest)
     for threshold in (0.05, 0.1, 0.2):
-        yield Candidate(f"first block {threshold:g}", curves.first_block_cache(threshold))
+        yield f"first block {threshold:g}", curves.first_block_cache(threshold)
     for low in (100, 300, 500):
-        yield Candidate(f"guidance from {low}", guidance_interval(_full(steps), times, low, 1000))
+        yield f"guidance from {low}", guidance_interval(_full(steps), times, low, 1000)
     for part in (0.8, 0.65, 0.5, 0.4):
         plan = curves.cheapest(max(2, round(part * steps)))
-        yield Candidate("cheapest", plan)
-        yield Candidate("cheapest, held", guidance_every(plan, 2, warm=steps // 3))
+        yield "cheapest", plan
+        yield "cheapest, held", guidance_every(plan, 2, warm=steps // 3)
     for part in (1, 5 / 6, 2 / 3, 1 / 2, 2 / 5, 1 / 3):
         count = max(2, round(steps * part))
         few, line = _full(count), _alternate(count)
         if count < steps:
-            yield Candidate("fewer steps", few)
-        yield Candidate("held", guidance_every(few, 2, warm=count // 3))
+            yield "fewer steps", few
+        yield "held", guidance_every(few, 2, warm=count // 3)
         late = guidance_interval(few, sampling_timesteps(count), 200, 1000)
-        yield Candidate("held, guidance from 200", guidance_every(late, 2, warm=count // 3))
-        yield Candidate("line", line)
-        yield Candidate("line, held", guidance_every(line, 2, warm=count // 3))
+        yield "held, guidance from 200", guidance_every(late, 2, warm=count // 3)
+        yield "line", line
+        yield "line, held", guidance_every(line, 2, warm=count // 3)
 
 
 def presets(ways: Sequence[Way]) -> dict[str, Way]:
-    """`high`: the fastest way of at least HIGH_PSNR; `fast`: the likest way at least FAST times as fast. A
-    preset that no way is good enough for is left out. `ways` start with the exact one.
+    """`high`: the fastest way of at least HIGH_PSNR; `fast`: of those at least FAST times as fast the one
+    whose worst clip is likest. A preset that no way is good enough for is left out. `ways` start with the
+    exact one.
     """
     found: dict[str, Way] = {}
     high = [way for way in ways[1:] if way.price.worst >= HIGH_PSNR and way.price.faster > 1]
@@ -153,7 +133,7 @@ def presets(ways: Sequence[Way]) -> dict[str, Way]:
     if high:
         found["high"] = max(high, key=lambda way: way.price.faster)
     if fast:
-        found["fast"] = max(fast, key=lambda way: way.price.psnr)
+        found["fast"] = max(fast, key=lambda way: way.price.worst)
     return found
 
 
@@ -168,11 +148,12 @@ def _alternate(steps: int) -> StepPlan:
     return StepPlan(blocks, "p" * steps)
 
 
-def _run(pipe: Pipeline, order: Order, index: int, plan: StepPlan | None = None) -> Run:
+def _run(pipe: Pipeline, order: Order, index: int, plan: StepPlan | None = None) -> tuple[Tensor, float]:
+    """Frames (T, C, H, W) in [0, 1] of one clip, and the seconds to sample and decode it."""
     watch = Watch()
     made = pipe.latents(order.clip(index, plan), Inputs(), watch)
     frames = torch.from_numpy(pipe.decode(made, watch)).permute(0, 3, 1, 2).float() / 255
-    return Run(frames, watch.seconds["sample"], watch.seconds["decode"])
+    return frames, watch.seconds["sample"] + watch.seconds["decode"]
 
 
 def _price(made: Sequence[Tensor], exact: Sequence[Tensor], seconds: float, baseline: float) -> Price:
