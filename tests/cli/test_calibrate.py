@@ -15,6 +15,7 @@ SHAPE = ("--frames", 5, "--steps", 6, "--sampler", "ddim")
 @pytest.fixture
 def plan_file(run, models, tmp_path, monkeypatch):
     monkeypatch.setattr(calibrate, "HIGH_PSNR", 0.0)
+    monkeypatch.setattr(calibrate, "MARGIN", 0.0)
     monkeypatch.setattr(calibrate, "FAST", 0.0)
     (tmp_path / "words.txt").write_text("a red dog runs\n")
     done = run("calibrate", models["5b"], "-o", "plan.json", "--prompts", "words.txt", *SHAPE, *MACHINE)

@@ -11,7 +11,8 @@ from cogvideox.core.errors import InputError
 from cogvideox.diffusion.inputs import Sample, build_pack
 from cogvideox.diffusion.samplers import Sampler
 from cogvideox.diffusion.timesteps import sampling_timesteps
-from cogvideox.evaluation.calibrate import FAST, HIGH_PSNR, Order, calibrate, presets
+from cogvideox.evaluation import calibrate as module
+from cogvideox.evaluation.calibrate import FAST, HIGH_PSNR, MARGIN, Order, calibrate, presets, shortlist
 from cogvideox.evaluation.curves import Curves, Recorder
 from cogvideox.generation.quality import Calibration, Price, Way
 from cogvideox.generation.request import Request
@@ -34,7 +35,7 @@ def test_calibration_measures_many_ways_against_the_exact_one(pipe):
     exact = ways[0]
     assert (exact.name, exact.plan, exact.price.psnr, exact.price.features) == ("exact", "f6", 99, 0)
     assert min(way.price.psnr for way in ways) < 60
-    assert (found.steps, found.sampler, found.clips) == (STEPS, "ddim", 2)
+    assert (found.steps, found.sampler, found.clips) == (STEPS, "ddim", 4)
     # A price is that of the video which the way makes.
     way = next(way for way in ways if way.name == "held")
     options = {"frames": 1, "sampler": "ddim", "seed": 0}
@@ -99,8 +100,26 @@ def way(name, worst, faster):
     return Way(name=name, steps=4, plan="f4", price=price)
 
 
-def test_presets_are_the_fastest_good_way_and_the_best_fast_one():
+def test_ways_are_ranked_for_each_preset():
     exact = way("exact", 99, 1.0)
-    some = [way("a", HIGH_PSNR + 5, 1.2), way("b", HIGH_PSNR, 1.9), way("c", 30, FAST), way("d", 20, 9)]
-    assert {name: one.name for name, one in presets([exact, *some]).items()} == {"high": "b", "fast": "c"}
-    assert presets([exact, way("e", 10, 1.1)]) == {}
+    some = [way("a", HIGH_PSNR + 5, 1.2), way("b", HIGH_PSNR, 1.9), way("c", 25, FAST), way("d", 28, 9)]
+    ranked = {name: [one.name for one in found] for name, found in shortlist([exact, *some]).items()}
+    assert ranked == {"high": ["b", "a"], "fast": ["d", "c"]}
+    assert shortlist([exact, way("e", 10, 1.1)]) == {"high": [], "fast": []}
+
+
+def test_presets_are_checked_on_other_clips(pipe, monkeypatch):
+    """The way that was best on the clips that chose is passed over when the others do not bear it out."""
+    order = Order(Request(frames=1, sampler="ddim"), ("a dog runs", "the cat sleeps"))
+    assert not {clip.seed for clip in order.choosing} & {clip.seed for clip in order.checking}
+    seen = []
+
+    def measure(pipe, clips, name, plan, exact, baseline):
+        seen.append((name, len(clips), len(exact)))
+        return way(name, HIGH_PSNR + {"b": MARGIN - 0.1, "a": MARGIN}[name], 1.1)
+
+    monkeypatch.setattr(module, "_measure", measure)
+    ways = [way("exact", 99, 1.0), way("a", HIGH_PSNR + 5, 1.2), way("b", HIGH_PSNR + 2, 1.9)]
+    found = presets(pipe, order.checking, ways)
+    assert seen == [("b", 4, 4), ("a", 4, 4)]
+    assert {name: one.price.worst for name, one in found.items()} == {"high": HIGH_PSNR + MARGIN}

@@ -19,7 +19,7 @@ def calibrate(
     guidance: Annotated[float | None, typer.Option(help="Scale of guidance.")] = None,
     frames: Annotated[int | None, typer.Option(help="Frames of the clips.")] = None,
     size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT.")] = None,
-    prompts: Annotated[Path | None, typer.Option(help="One prompt a line; default: three of ours.")] = None,
+    prompts: Annotated[Path | None, typer.Option(help="One prompt a line; default: eight of ours.")] = None,
     dtype: Annotated[str | None, typer.Option(help="bf16, fp16 or fp32.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or mps.")] = None,
 ) -> None:

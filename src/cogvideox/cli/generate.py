@@ -80,9 +80,7 @@ def generate(
     """Make videos. Files hold their request; the latents are kept until the video is written."""
     began = time.monotonic()
     height, width = size_of(size)
-    calibration = None
-    if plan is not None and Path(plan).is_file():
-        calibration, plan = plan, None
+    calibration, plan = (plan, None) if plan and Path(plan).is_file() else (None, plan)
     options = locals()
     given = {name: options[name] for name in NAMES if options[name] is not None}
     from cogvideox.core.errors import InputError

@@ -65,11 +65,11 @@ class Calibration(_Strict):
     guidance: float
     shape: str
     clips: int
-    """Prompts that were measured, one clip each."""
+    """How many tell the prices of the presets; none of them had a part in choosing."""
     machine: str
     presets: dict[str, Way]
     table: tuple[Way, ...]
-    """All ways that were measured."""
+    """All ways that were measured, on the clips that chose among them."""
 
     @classmethod
     def read(cls, path: Path) -> Self:
