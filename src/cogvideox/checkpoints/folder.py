@@ -33,15 +33,22 @@ from cogvideox.checkpoints.hub import resolve
 from cogvideox.checkpoints.keymaps import (
     diffusers_transformer,
     diffusers_vae,
-    iter_ours,
     iter_theirs,
     same,
     without_fixed_positions,
 )
-from cogvideox.checkpoints.weights import DIFFUSERS_STEM, TRANSFORMERS_STEM, Weights, build, write_weights
+from cogvideox.checkpoints.weights import (
+    DIFFUSERS_STEM,
+    TRANSFORMERS_STEM,
+    Weights,
+    build,
+    read_state,
+    write_weights,
+)
 from cogvideox.core.device import pick_device, pick_dtype
 from cogvideox.core.errors import CheckpointError, InputError
 from cogvideox.core.files import atomic_path
+from cogvideox.core.pages import FilePages
 from cogvideox.diffusion.schedule import Schedule, make_schedule
 from cogvideox.models.specs import ModelSpec, PositionPolicy, Unconditional
 from cogvideox.models.text import TextEncoder, fingerprint
@@ -99,6 +106,7 @@ def load_model(
         raise InputError(f"compat={compat!r} decides all conventions; give it or single ones, not both")
     spec = with_conventions(read_spec(folder, compat), image_scale, unconditional, position_policy)
     parts = {name: Weights(folder / name) for name in ("transformer", "vae", "text_encoder")}
+    hashed = _combine({name: _fingerprint(weights) for name, weights in parts.items()})
     transformer = build(
         lambda: Transformer(spec.transformer, spec.position_policy),
         diffusers_transformer(spec.transformer),
@@ -118,7 +126,7 @@ def load_model(
         text=text,
         schedule=make_schedule(spec.snr_shift),
         source=str(source),
-        fingerprint=_combine({name: fingerprint(weights) for name, weights in parts.items()}),
+        fingerprint=hashed,
         record=read_record(folder),
     )
 
@@ -167,11 +175,13 @@ def build_t5(
     with torch.device("meta"):
         model = T5EncoderModel(config)
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items() if name != _TIED}
-    state = {}
-    for name, tensor in iter_ours(tuple(same(name, name) for name in shapes), kept, shapes, what):
+
+    def convert(name: str, tensor: Tensor) -> Tensor:
         # In fp16 these layers overflow; T5 computes them in fp32 wherever their weights are.
         exact = dtype == torch.float16 and ".wo." in name
-        state[name] = tensor.to(device=device, dtype=torch.float32 if exact else dtype)
+        return tensor.to(device=device, dtype=torch.float32 if exact else dtype)
+
+    state = read_state(tuple(same(name, name) for name in shapes), kept, shapes, what, convert)
     model.load_state_dict(state | {_TIED: state["shared.weight"]}, assign=True)
     model.tie_weights()
     return model.requires_grad_(False).eval()
@@ -259,6 +269,14 @@ def _model_index(spec: ModelSpec, tokenizer: str) -> dict[str, Any]:
         "transformer": ["diffusers", "CogVideoXTransformer3DModel"],
         "vae": ["diffusers", "AutoencoderKLCogVideoX"],
     }
+
+
+def _fingerprint(weights: Weights) -> str:
+    """`fingerprint`; the pages around its samples, up to 2 MiB each, leave memory again."""
+    result, pages = fingerprint(weights), FilePages()
+    for tensor in weights.values():
+        pages.release(tensor)
+    return result
 
 
 def _combine(parts: Mapping[str, str]) -> str:
