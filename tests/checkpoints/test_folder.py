@@ -45,6 +45,13 @@ def test_what_is_written_is_what_is_read(folder_of, like):
     assert torch.equal(loaded.text.encode(["a cat runs"]), ours.text.encode(["a cat runs"]))
 
 
+def test_the_text_encoder_can_be_gone_before_the_rest_is_read(folder_of, monkeypatch):
+    events, build = [], folders.build
+    monkeypatch.setattr(folders, "build", lambda *a: (events.append("part"), build(*a))[1])
+    load_model(folder_of("5b"), text_ready=lambda text: events.append(text.model.device.type))
+    assert events == ["cpu", "part", "part"]
+
+
 @pytest.mark.parametrize("like", VARIANTS)
 def test_diffusers_loads_it(folder_of, like):
     model = load_model(folder_of(like), dtype="fp32")

@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -90,13 +90,15 @@ def load_model(
     image_scale: ImageScale | None = None,
     unconditional: Unconditional | None = None,
     position_policy: PositionPolicy | None = None,
+    text_ready: Callable[[TextEncoder], object] = lambda text: None,
 ) -> Model:
     """Load a model: "mini", a folder, a short name such as "5b", or a hub id (`revision` pins its version).
 
     Weights stay on the CPU, mapped from their files, unless `device` is given. `dtype` defaults to bf16 if
     the device (the best one present, if none is given) computes in it natively, else fp32; "stored" keeps the
     precision of the files. `compat="diffusers"` makes the model that diffusers would make of the folder;
-    the other conventions are those of `configs.with_conventions`, None keeps the model's own. Raises
+    the other conventions are those of `configs.with_conventions`, None keeps the model's own. `text_ready` is
+    called with the text encoder before the other parts are read, and may free it. Raises
     CheckpointError naming the key if anything in the folder is missing, unknown or of a wrong shape.
     """
     folder = resolve(source, revision)
@@ -107,6 +109,8 @@ def load_model(
     spec = with_conventions(read_spec(folder, compat), image_scale, unconditional, position_policy)
     parts = {name: Weights(folder / name) for name in ("transformer", "vae", "text_encoder")}
     hashed = _combine({name: _fingerprint(weights) for name, weights in parts.items()})
+    text = load_text(folder / "text_encoder", folder / "tokenizer", spec, precision, place)
+    text_ready(text)
     transformer = build(
         lambda: Transformer(spec.transformer, spec.position_policy),
         diffusers_transformer(spec.transformer),
@@ -118,7 +122,6 @@ def load_model(
     vae = build(
         lambda: VAE(spec.vae), diffusers_vae(spec.vae), parts["vae"], f"{folder}/vae", precision, place
     )
-    text = load_text(folder / "text_encoder", folder / "tokenizer", spec, precision, place)
     return Model(
         spec=spec,
         transformer=transformer,
