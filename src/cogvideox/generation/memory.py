@@ -24,14 +24,14 @@ UNITS: dict[Kind, float] = {
     ("sample", 2, True): 21.5,
     ("sample", 4, False): 19.0,
     ("sample", 4, True): 19.0,
-    ("decode", 2, False): 11.5,
-    ("decode", 2, True): 8.0,
-    ("decode", 4, False): 11.5,
-    ("decode", 4, True): 8.0,
-    ("encode", 2, False): 11.5,
-    ("encode", 2, True): 8.0,
-    ("encode", 4, False): 11.5,
-    ("encode", 4, True): 8.0,
+    ("decode", 2, False): 11.2,
+    ("decode", 2, True): 6.8,
+    ("decode", 4, False): 11.2,
+    ("decode", 4, True): 6.8,
+    ("encode", 2, False): 8.5,
+    ("encode", 2, True): 6.8,
+    ("encode", 4, False): 8.5,
+    ("encode", 4, True): 6.8,
 }
 """Tensors alive at once at the peak of a stage (some of half precision's are in fp32 and count twice)."""
 

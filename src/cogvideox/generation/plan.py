@@ -16,7 +16,7 @@ from cogvideox.core.errors import InputError
 from cogvideox.core.shapes import PIXELS_PER_LATENT, ClipShape, plan_shape
 from cogvideox.generation.memory import decoding, encoding, sampling
 from cogvideox.generation.request import Settings
-from cogvideox.models.specs import ModelSpec, VAESpec
+from cogvideox.models.specs import ModelSpec, TransformerSpec, VAESpec
 from cogvideox.models.transformer.model import Transformer
 from cogvideox.models.vae.autoencoder import VAE
 
@@ -209,15 +209,20 @@ def seconds_of(
     steps = 0.0
     for window in settings.windows:
         tokens = _tokens(spec, shape, window.known + window.new)
-        linear = 2 * tokens * 12 * t.width**2 * t.layers / speeds.matmul
-        attention = 4 * tokens**2 * t.width * t.layers / speeds.attention
-        steps += (settings.steps - settings.start) * branches * (linear + attention)
+        steps += (settings.steps - settings.start) * branches * forward_seconds(t, tokens, speeds)
     vae = decoder_operations(spec.vae, shape) / speeds.convolution
     text = 2 * weights.text / dtype.itemsize * t.text_length * (1 + bool(settings.negative)) / speeds.matmul
     stages = {"text": text, "sample": steps, "decode": vae}
     if settings.task in ("video", "extend"):
         stages["encode"] = 0.75 * vae  # one residual block in four less
     return stages
+
+
+def forward_seconds(spec: TransformerSpec, tokens: int, speeds: Speeds) -> float:
+    """Estimated seconds of the transformer for one branch of so many tokens."""
+    linear = 2 * tokens * 12 * spec.width**2 * spec.layers / speeds.matmul
+    attention = 4 * tokens**2 * spec.width * spec.layers / speeds.attention
+    return linear + attention
 
 
 def decoder_operations(spec: VAESpec, shape: ClipShape) -> float:
