@@ -15,23 +15,25 @@ from cogvideox.models.specs import TransformerSpec, VAESpec
 Kind = tuple[str, int, bool]
 """Stage, bytes a number, and whether its largest tensors are `LARGE`."""
 
-LARGE = 32 * 2**20
-"""Bytes from which on glibc gives a tensor's memory back at once; smaller ones leave holes in the heap."""
+LARGE = 24 * 2**20
+"""Bytes from which on a stage leaves no holes in the heap: glibc gives blocks of 32 MiB back at once, and
+some tensors are larger than the unit.
+"""
 FIXED = {2: 20 * 2**20, 4: 12 * 2**20}
 """What does not scale, by bytes a number: code that is run for the first time, buffers of libraries."""
 UNITS: dict[Kind, float] = {
     ("sample", 2, False): 21.5,
     ("sample", 2, True): 21.5,
-    ("sample", 4, False): 19.0,
-    ("sample", 4, True): 19.0,
-    ("decode", 2, False): 11.2,
-    ("decode", 2, True): 6.8,
-    ("decode", 4, False): 11.2,
-    ("decode", 4, True): 6.8,
-    ("encode", 2, False): 8.5,
-    ("encode", 2, True): 6.8,
-    ("encode", 4, False): 8.5,
-    ("encode", 4, True): 6.8,
+    ("sample", 4, False): 18.6,
+    ("sample", 4, True): 18.6,
+    ("decode", 2, False): 9.7,
+    ("decode", 2, True): 7.5,
+    ("decode", 4, False): 10.0,
+    ("decode", 4, True): 8.3,
+    ("encode", 2, False): 8.7,
+    ("encode", 2, True): 7.1,
+    ("encode", 4, False): 11.7,
+    ("encode", 4, True): 6.9,
 }
 """Tensors alive at once at the peak of a stage (some of half precision's are in fp32 and count twice)."""
 
@@ -66,8 +68,8 @@ def sampling(spec: TransformerSpec, tokens: int, branches: int, itemsize: int) -
 
 def decoding(spec: VAESpec, frames: int, height: int, width: int, itemsize: int) -> Need:
     """Decoding a clip of so many pixels chunk by chunk. Long clips need no more than short ones."""
-    chunk = pixel_frames(max(decode_plan(latent_frames(frames)).sizes))
-    channels = max(spec.channels[:2])  # the last level begins with the width of the one before
+    chunk = pixel_frames(max(decode_plan(latent_frames(frames)).sizes)) + 1  # some tensors have two more
+    channels = (2 * spec.channels[0] + spec.channels[1]) // 3  # the last level begins with the width before
     tails = _tails(spec, spec.blocks + 1, height, width)
     return Need("decode", itemsize, chunk * channels * height * width * itemsize, tails * itemsize)
 
