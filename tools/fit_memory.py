@@ -66,6 +66,8 @@ CASES = (
     *(Case("sample", latents, 30) for latents in ((1, 16, 16), (1, 60, 90), (5, 30, 46), (5, 60, 90))),
     Case("sample", (9, 32, 48), branches=1),
     Case("sample", (5, 30, 46), 12, positions="sincos"),
+    Case("sample", (5, 60, 90), 30, positions="sincos"),
+    Case("sample", (9, 60, 90), 12),
     Case("sample", (5, 16, 16), dtype="float32"),
     Case("sample", (9, 32, 48), dtype="float32"),
     Case("sample", (5, 30, 46), 30, dtype="float32"),

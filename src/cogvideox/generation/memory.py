@@ -23,9 +23,9 @@ FIXED = {2: 20 * 2**20, 4: 12 * 2**20}
 """What does not scale, by bytes a number: code that is run for the first time, buffers of libraries."""
 UNITS: dict[Kind, float] = {
     ("sample", 2, False): 21.5,
-    ("sample", 2, True): 21.5,
+    ("sample", 2, True): 14.0,
     ("sample", 4, False): 18.6,
-    ("sample", 4, True): 18.6,
+    ("sample", 4, True): 17.8,
     ("decode", 2, False): 9.7,
     ("decode", 2, True): 7.5,
     ("decode", 4, False): 10.0,
