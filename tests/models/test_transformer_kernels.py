@@ -14,7 +14,9 @@ from cogvideox.models.transformer.positions import pack_rope
 from tests.models.oracle import relative_error, run_ours, transformer_pair
 from tests.tiny import randomise
 
-pytestmark = pytest.mark.skipif(kernels.kernels() is None, reason="no AVX-512 with bf16, or no C compiler")
+pytestmark = pytest.mark.skipif(
+    kernels.KERNELS.loaded is None, reason="no AVX-512 with bf16, or no C compiler"
+)
 BF16 = torch.bfloat16
 ROPE = replace(SPECS["5b"].transformer, heads=2, layers=2, time_dim=32, text_dim=24, text_length=5)
 PLAIN = replace(SPECS["2b"].transformer, heads=3, layers=2, time_dim=32, text_dim=24, text_length=5)
@@ -54,6 +56,8 @@ def test_a_model_equals_its_plain_version(monkeypatch, spec, grids, text):
     model = Transformer(spec).eval()
     randomise(model, 3)
     model, packed = model.to(BF16), pack(spec, *grids, text=text)
+    assert kernels.suit(model.patch_embed.weight.T)
+    assert all(kernels.attends(block.attention) for block in model.blocks)
     fast = model(packed)
     monkeypatch.setattr(kernels, "suit", lambda x: False)
     assert relative_error(fast, model(packed)) < 0.02
@@ -104,6 +108,18 @@ def test_scores_that_are_too_large_go_the_plain_way(monkeypatch):
 
 
 @torch.no_grad()
+def test_heads_of_another_size_attend_the_plain_way(monkeypatch):
+    spec = replace(ROPE, heads=4, head_dim=16)
+    model = Transformer(spec).eval()
+    randomise(model, 3)
+    model, packed = model.to(BF16), pack(spec, (2, 4, 4))
+    assert not kernels.attends(model.blocks[0].attention)
+    fast = model(packed)
+    monkeypatch.setattr(kernels, "suit", lambda x: False)
+    assert relative_error(fast, model(packed)) < 0.02
+
+
+@torch.no_grad()
 def test_the_hidden_state_given_stays_as_it_was():
     block, one = Block(ROPE).to(BF16), pack(ROPE, (2, 4, 4))
     x = torch.randn(37, ROPE.width).to(BF16)
@@ -117,5 +133,5 @@ def test_gelu_over_the_whole_range():
     x = torch.cat([torch.linspace(-20, 20, 4000), torch.tensor([1e30, -1e30, 0.0, 1e-30, 65000.0, -1e5])])
     x = torch.cat([x, x.new_zeros(-len(x) % 16)]).to(BF16)
     expected, ours = torch.nn.functional.gelu(x.float(), approximate="tanh"), x.clone()
-    kernels._call("gelu", ours, kernels.ctypes.c_int64(len(x)))
+    kernels.KERNELS.call("gelu", ours, kernels.ctypes.c_int64(len(x)))
     assert torch.allclose(ours.float(), expected, rtol=0.004, atol=1e-6)

@@ -57,8 +57,11 @@ def test_decode_equals_diffusers(pair, count):
 
 @torch.no_grad()
 @pytest.mark.parametrize(("part", "length"), [("encode", 17), ("encode", 1), ("decode", 5), ("decode", 1)])
-def test_bf16_is_no_farther_from_fp32_than_diffusers(part, length):
-    """Averaged over seeds: at most 1.1 times, with the kernels where they can run and without."""
+@pytest.mark.parametrize(("native", "bound"), [(False, 1.05), (True, 1.1)], ids=["plain", "kernels"])
+def test_bf16_is_no_farther_from_fp32_than_diffusers(monkeypatch, part, length, native, bound):
+    """Averaged over seeds. The requirement is 1.1."""
+    if not native:
+        monkeypatch.setattr(layers.kernels, "suit", lambda x: False)
     make, mine, theirs = {
         "encode": (video, lambda m, x: m.posterior(x).mean, lambda m, x: m.encode(x).latent_dist.mean),
         "decode": (latents, lambda m, z: m.decode(z.float() * 0.7), lambda m, z: m.decode(z).sample),
@@ -75,7 +78,7 @@ def test_bf16_is_no_farther_from_fp32_than_diffusers(part, length):
             )
         )
     ours_mean, theirs_mean = (sum(e) / len(errors) for e in zip(*errors, strict=True))
-    assert ours_mean <= 1.1 * theirs_mean
+    assert ours_mean <= bound * theirs_mean
 
 
 def fold(step, x: torch.Tensor, sizes: list[int]) -> torch.Tensor:

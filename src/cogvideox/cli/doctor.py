@@ -29,6 +29,9 @@ def doctor(
     rows: dict[str, Any] = {
         "device": f"{found['device']}: {found['hardware']}",
         "precision": f"{found['dtype']} ({'native' if found['native_bfloat16'] else 'no native bf16'})",
+        "kernels": "ours, in C"
+        if found["kernels"]
+        else "PyTorch's (ours need AVX-512 with bf16 and a C compiler)",
         "memory": f"{gib(found['free'])} free of {gib(found['total'])}",
         "speed": ", ".join(f"{name} {value / 1e9:.0f} GFLOP/s" for name, value in found["speeds"].items()),
         "versions": ", ".join(f"{name} {version}" for name, version in found["versions"].items()),

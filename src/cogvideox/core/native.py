@@ -1,7 +1,7 @@
 """C sources of this package -> loaded libraries, built on the machine that runs them.
 
 A build takes about a second and is kept in the user's cache folder. Without a C compiler, or with
-`COGVIDEOX_NATIVE=0` in the environment, there is no library, and callers go their plain way.
+`COGVIDEOX_NATIVE=0` in the environment, there are no kernels, and callers go their plain way.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from cogvideox.core.device import cpu_flags
@@ -25,51 +26,77 @@ from cogvideox.core.files import atomic_path
 R = TypeVar("R")
 AVX512_BF16 = frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16"})
 """What a CPU must have to multiply bf16 in 512-bit vectors, by the names of Linux."""
+HEADER = Path(__file__).with_suffix(".h")
 FLAGS = ("-O3", "-march=native", "-shared", "-fPIC", "-fopenmp")
 
 
-@functools.cache
-def library(source: Path, needs: frozenset[str]) -> ctypes.CDLL | None:
-    """The library built from `source`; None where the CPU lacks one of `needs` or nothing can be built."""
-    compiler = shutil.which(os.environ.get("CC", "cc"))
-    if os.environ.get("COGVIDEOX_NATIVE") == "0" or compiler is None or not needs <= cpu_flags():
-        return None
-    stamp = hashlib.sha256(source.read_bytes() + repr((FLAGS, compiler, sorted(cpu_flags()))).encode())
-    built = cache_folder() / f"{source.stem}-{stamp.hexdigest()[:16]}.so"
-    try:
-        if not built.exists():
-            built.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_path(built) as path:
-                subprocess.run([compiler, *FLAGS, "-o", path, source, "-lm"], check=True, capture_output=True)
-        return ctypes.CDLL(str(built))
-    except (OSError, subprocess.CalledProcessError) as error:
-        reason = getattr(error, "stderr", None) or str(error)
-        warnings.warn(f"{source.name} was not built, plain code does its work: {reason!r}", stacklevel=2)
-        return None
+class Kernels:
+    """The functions of one C file, for inference in bf16 on a CPU. Built and loaded when first asked for."""
+
+    def __init__(self, source: Path, needs: frozenset[str] = AVX512_BF16) -> None:
+        self.source, self.needs = source, needs
+
+    @functools.cached_property
+    def loaded(self) -> ctypes.CDLL | None:
+        """None where the CPU lacks what they need, nothing can be built, or the environment forbids it."""
+        compiler = shutil.which(os.environ.get("CC", "cc"))
+        allowed = os.environ.get("COGVIDEOX_NATIVE") != "0"
+        if not allowed or compiler is None or not self.needs <= cpu_flags():
+            return None
+        code = self.source.read_bytes() + HEADER.read_bytes()
+        stamp = hashlib.sha256(code + repr((FLAGS, compiler, sorted(cpu_flags()))).encode()).hexdigest()
+        built = cache_folder() / f"{self.source.parent.name}-{self.source.stem}-{stamp[:16]}.so"
+        try:
+            if not built.exists():
+                built.parent.mkdir(parents=True, exist_ok=True)
+                with atomic_path(built) as path:
+                    command = [
+                        compiler,
+                        *FLAGS,
+                        f"-I{HEADER.parent}",
+                        "-o",
+                        str(path),
+                        str(self.source),
+                        "-lm",
+                    ]
+                    subprocess.run(command, check=True, capture_output=True)
+            return ctypes.CDLL(str(built))
+        except (OSError, subprocess.CalledProcessError) as error:
+            reason = getattr(error, "stderr", None) or str(error)
+            warnings.warn(f"{self.source} was not built, plain code does its work: {reason!r}", stacklevel=2)
+            return None
+
+    def take(self, x: Tensor) -> bool:
+        """Whether a tensor is one for them: bf16 on a CPU, no gradients wanted."""
+        here = x.dtype == torch.bfloat16 and x.device.type == "cpu" and not torch.is_grad_enabled()
+        return here and self.loaded is not None
+
+    def call(self, name: str, *arguments: object) -> None:
+        """Call a function that takes pointers (tensors, None), ints, doubles and ctypes values."""
+        getattr(self.loaded, name)(*map(_converted, arguments))
 
 
-def call(found: ctypes.CDLL, name: str, *arguments: object) -> None:
-    """Call a function that takes pointers (tensors, None), ints, doubles and ctypes values."""
-
-    def convert(value: object) -> object:
-        if value is None:
-            return ctypes.c_void_p(0)
-        if isinstance(value, Tensor):
-            assert value.is_contiguous()
-            return ctypes.c_void_p(value.data_ptr())
-        if isinstance(value, float):
-            return ctypes.c_double(value)
-        return ctypes.c_int(value) if isinstance(value, int) else value
-
-    getattr(found, name)(*map(convert, arguments))
+def _converted(value: object) -> object:
+    if value is None:
+        return ctypes.c_void_p(0)
+    if isinstance(value, Tensor):
+        assert value.is_contiguous()
+        return ctypes.c_void_p(value.data_ptr())
+    if isinstance(value, float):
+        return ctypes.c_double(value)
+    return ctypes.c_int(value) if isinstance(value, int) else value
 
 
 def kept(module: nn.Module, make: Callable[..., R], *parameters: Tensor) -> R:
-    """`make(*parameters)`, made once for each state of the parameters and kept with their module."""
-    stamp = [(make, p.data_ptr(), p._version) for p in parameters]
-    if module.__dict__.get("_stamp") != stamp:
-        module.__dict__["_kept"], module.__dict__["_stamp"] = make(*parameters), stamp
-    return module.__dict__["_kept"]
+    """`make(*parameters)`, made once for each state of the parameters and kept with their module; one per
+    module.
+    """
+    stamp = [(p.data_ptr(), None if p.is_inference() else p._version) for p in parameters]
+    entry = module.__dict__.get("_kept")
+    if entry is None or entry[0] != stamp:
+        # Their memory is held too: no later tensor can stand at the same address and be taken for them.
+        entry = module.__dict__["_kept"] = stamp, [p.detach() for p in parameters], make(*parameters)
+    return entry[2]
 
 
 def cache_folder() -> Path:

@@ -82,6 +82,15 @@ class Pack:
         shapes = groupby(self.segments, key=lambda s: Segment(s.text_length, s.grid))
         return tuple(Group(shape, len(list(run))) for shape, run in shapes)
 
+    @cached_property
+    def kind_L(self) -> Tensor:
+        """Segment and modality of every token of the joint sequence, int32 on the CPU: 2s for video tokens of
+        segment s, 2s + 1 for its text.
+        """
+        counts = [n for s in self.segments for n in (s.text_length, s.video_length)]
+        kinds = torch.arange(2 * len(self.segments), dtype=torch.int32) ^ 1  # text stands first
+        return kinds.repeat_interleave(torch.tensor(counts))
+
     def split(self, x_LD: Tensor) -> list[Tensor]:
         """Joint sequence (L, D) -> one view (count, length, D) for each group."""
         parts = x_LD.split([group.length for group in self.groups])

@@ -21,6 +21,7 @@ from cogvideox.generation.load import survey
 from cogvideox.generation.plan import Plan, Speeds, Weights, check, make_plan, measure, seconds_of
 from cogvideox.generation.request import Request, decide
 from cogvideox.models.specs import SPECS, ModelSpec
+from cogvideox.models.vae.kernels import KERNELS
 
 
 def look(device_name: str | None = None, dtype_name: str | None = None) -> dict[str, Any]:
@@ -33,6 +34,7 @@ def look(device_name: str | None = None, dtype_name: str | None = None) -> dict[
         "hardware": describe(device),
         "dtype": str(dtype).removeprefix("torch."),
         "native_bfloat16": native_bfloat16(device),
+        "kernels": device.type == "cpu" and KERNELS.loaded is not None,
         "total": there.total,
         "free": there.free,
         "speeds": asdict(speeds),

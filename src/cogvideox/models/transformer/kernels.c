@@ -2,35 +2,12 @@
  * `kernels.py` builds and calls this file and says what it guarantees; `blocks.py` holds the plain versions.
  * Tensors are bf16 rows, tables fp32; everything in between is fp32.
  */
-#include <immintrin.h>
-#include <math.h>
-#include <stdint.h>
-#include <string.h>
-
-typedef uint16_t bf16;
-typedef __m512 vec;
+#include "native.h"
 
 #define HEAD 64    /* numbers per head */
-#define PANEL 32   /* keys or columns that lie together */
-#define ROWS 12    /* queries whose scores are in registers at once */
+#define PANEL COLUMNS /* keys that lie together */
 #define QUERIES 96 /* queries that share a block of keys, a multiple of ROWS */
 #define KEYS 256   /* keys per block, a multiple of PANEL */
-
-static inline __m512i load32(const bf16 *p) { return _mm512_loadu_si512(p); }
-static inline vec low(__m512i pair) { return (vec)_mm512_slli_epi32(pair, 16); }
-static inline vec high(__m512i pair) { return (vec)_mm512_and_si512(pair, _mm512_set1_epi32(0xffff0000)); }
-static inline vec load16(const bf16 *p) {
-    return (vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)p)), 16);
-}
-static inline void store16(bf16 *p, vec x) { _mm256_storeu_si256((void *)p, (__m256i)_mm512_cvtneps_pbh(x)); }
-
-/* 2^y for y below 127, relative error 3e-6. */
-static inline vec exp2_(vec y) {
-    const float c[] = {9.5701e-3f, 5.591786e-2f, 2.4024745e-1f, 6.9312181e-1f, .99999926f};
-    vec n = _mm512_roundscale_ps(y, 8), r = y - n, p = _mm512_set1_ps(c[0]);
-    for (int i = 1; i < 5; i++) p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(c[i]));
-    return _mm512_scalef_ps(p, n);
-}
 
 /* Where the modulation of a row stands: part p of kind r is table + (r * parts + p) * width. */
 struct modulation {
@@ -52,9 +29,8 @@ void gate_norm(const bf16 *x, const bf16 *h, int rows, int width, struct modulat
             vec v = load16(x + at + i);
             if (h) {
                 v = _mm512_fmadd_ps(_mm512_loadu_ps(table + m.gate * width + i), load16(h + at + i), v);
-                __m256i rounded = (__m256i)_mm512_cvtneps_pbh(v);
-                _mm256_storeu_si256((void *)(sum + at + i), rounded);
-                v = (vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(rounded), 16);
+                store16(sum + at + i, v);
+                v = load16(sum + at + i);
             }
             _mm512_storeu_ps(line + i, v);
             total += v;
@@ -80,8 +56,7 @@ void gelu(bf16 *x, int64_t count) {
 #pragma omp parallel for schedule(static)
     for (int64_t i = 0; i < count; i += 16) {
         vec v = load16(x + i), y = v * _mm512_fmadd_ps(v * v, _mm512_set1_ps(-.10294324f), _mm512_set1_ps(-2.3022082f));
-        vec whole = exp2_(_mm512_max_ps(_mm512_min_ps(y, _mm512_set1_ps(126)), _mm512_set1_ps(-126))) + _mm512_set1_ps(1), part = _mm512_rcp14_ps(whole);
-        store16(x + i, v * part * _mm512_fnmadd_ps(part, whole, _mm512_set1_ps(2)));
+        store16(x + i, damped(v, y));
     }
 }
 
@@ -106,9 +81,7 @@ static inline void norm_rotate(const bf16 *x, const float *gamma, const float *b
             vec c = _mm512_loadu_ps(cosine + 16 * i), s = _mm512_loadu_ps(sine + 16 * i), turned = even * c - odd * s;
             odd = odd * c + even * s, even = turned;
         }
-        __m512i e = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(even * _mm512_set1_ps(factor)));
-        __m512i o = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(odd * _mm512_set1_ps(factor)));
-        _mm512_storeu_si512(to + 32 * i, _mm512_or_si512(e, _mm512_slli_epi32(o, 16)));
+        _mm512_storeu_si512(to + 32 * i, pair(even * _mm512_set1_ps(factor), odd * _mm512_set1_ps(factor)));
     }
 }
 
@@ -142,28 +115,17 @@ static void arrange(const bf16 *qkv, int length, int heads, int head, int text, 
             for (int col = 0; col < PANEL; col++) v[(((int64_t)half * padded / 2 + i / 2) * PANEL + col) * 2 + i % 2] = 0;
 }
 
-#define PRODUCTS(left, stride, right, depth)                                                                              \
-    for (int d = 0; d < (depth); d += 2) {                                                                                 \
-        __m512bh w0 = (__m512bh)load32((right) + d * PANEL), w1 = (__m512bh)load32((right) + d * PANEL + 32);              \
-        _Pragma("GCC unroll 12") for (int r = 0; r < ROWS; r++) {                                                          \
-            int32_t two;                                                                                                   \
-            memcpy(&two, (left) + r * (stride) + d, sizeof two);                                                           \
-            sum[r][0] = _mm512_dpbf16_ps(sum[r][0], (__m512bh)_mm512_set1_epi32(two), w0);                                 \
-            sum[r][1] = _mm512_dpbf16_ps(sum[r][1], (__m512bh)_mm512_set1_epi32(two), w1);                                 \
-        }                                                                                                                  \
-    }
-
 /* Powers of the scores of ROWS queries with `count` keys into weights [ROWS][KEYS], zero up to the next panel;
  * their sums are added to totals. */
 static void score(const bf16 *q, const bf16 *k, int count, bf16 *weights, vec *totals) {
     for (int first = 0; first < count; first += PANEL) {
         vec sum[ROWS][2] = {{{0}}};
-        PRODUCTS(q, HEAD, k + (int64_t)first * HEAD, HEAD)
+        multiply(sum, q, HEAD, k + (int64_t)first * HEAD, HEAD);
         const uint32_t valid = count - first >= PANEL ? ~0u : (1u << (count - first)) - 1;
 #pragma GCC unroll 12
         for (int r = 0; r < ROWS; r++) {
-            vec a = _mm512_maskz_mov_ps(valid & 0xffff, exp2_(sum[r][0]));
-            vec b = _mm512_maskz_mov_ps(valid >> 16, exp2_(sum[r][1]));
+            vec a = _mm512_maskz_mov_ps(valid & 0xffff, power_of_two(sum[r][0]));
+            vec b = _mm512_maskz_mov_ps(valid >> 16, power_of_two(sum[r][1]));
             totals[r] += a + b;
             _mm512_storeu_si512(weights + r * KEYS + first, (__m512i)_mm512_cvtne2ps_pbh(b, a));
         }
@@ -177,7 +139,7 @@ static void weigh(const bf16 *weights, const bf16 *v, int64_t half_size, int dep
 #pragma GCC unroll 12
         for (int r = 0; r < ROWS; r++)
             sum[r][0] = _mm512_loadu_ps(out + r * HEAD + half * 32), sum[r][1] = _mm512_loadu_ps(out + r * HEAD + half * 32 + 16);
-        PRODUCTS(weights, KEYS, v, depth)
+        multiply(sum, weights, KEYS, v, depth);
 #pragma GCC unroll 12
         for (int r = 0; r < ROWS; r++)
             _mm512_storeu_ps(out + r * HEAD + half * 32, sum[r][0]), _mm512_storeu_ps(out + r * HEAD + half * 32 + 16, sum[r][1]);

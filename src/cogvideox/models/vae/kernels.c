@@ -5,34 +5,14 @@
  * Activations are [T][H][W][C] in bf16, one sample of channels_last_3d; sums are fp32. In fp32 tables and in
  * operands, of each 32 channels the even ones come before the odd ones, which is how pairs of bf16 widen.
  */
-#include <immintrin.h>
-#include <math.h>
-#include <stdint.h>
-#include <string.h>
+#include "native.h"
+#include <omp.h>
 
-typedef uint16_t bf16;
-typedef __m512 vec;
-
-#define ROWS 12    /* a register tile has 12 rows, */
-#define COLUMNS 32 /* and 2 vectors of columns */
 #define TILES 48   /* at most in a block, a multiple of ROWS */
 #define REGION 400 /* voxels per frame that a block of tiles sees, at most */
 #define STRIDE (TILES * COLUMNS + 16) /* from product to product; the 16 keep them off the same cache sets */
 
-static inline __m512i load32(const bf16 *p) { return _mm512_loadu_si512(p); }
-static inline vec low(__m512i pair) { return (vec)_mm512_slli_epi32(pair, 16); }
-static inline vec high(__m512i pair) { return (vec)_mm512_and_si512(pair, _mm512_set1_epi32(0xffff0000)); }
-
-/* x sigmoid(x) = x / (1 + 2^y), y = -x log2(e). 2^y: integer part by exponent, the rest by a polynomial with
- * relative error 2e-7. */
-static inline vec silu(vec x) {
-    const float c[] = {0.0013171976f, 0.0096741641f, 0.055510201f, 0.24022152f, 0.6931468f, 1.0000001f};
-    vec y = _mm512_max_ps(_mm512_min_ps(x * _mm512_set1_ps(-1.44269504f), _mm512_set1_ps(126)), _mm512_set1_ps(-126));
-    vec n = _mm512_roundscale_ps(y, 8), r = y - n, p = _mm512_set1_ps(c[0]);
-    for (int i = 1; i < 6; i++) p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(c[i]));
-    vec whole = _mm512_scalef_ps(p, n) + _mm512_set1_ps(1), part = _mm512_rcp14_ps(whole);
-    return x * part * _mm512_fnmadd_ps(part, whole, _mm512_set1_ps(2)); /* Newton: 14 bits become 23 */
-}
+static inline vec silu(vec x) { return damped(x, x * _mm512_set1_ps(-1.44269504f)); }
 
 /* -------------------------------------------------------------------------------------- norm and modulation */
 
@@ -115,9 +95,7 @@ void norm_silu(const struct frame *frames, int count, int height, int width, int
             for (int c = 0; c < channels; c += 32) {
                 vec even, odd;
                 activate(frames + line / height, width, channels, grid, line % height, w, c, &even, &odd);
-                __m512i e = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(even));
-                __m512i o = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(odd));
-                _mm512_storeu_si512(to + w * channels + c, _mm512_or_si512(e, _mm512_slli_epi32(o, 16)));
+                _mm512_storeu_si512(to + w * channels + c, pair(even, odd));
             }
     }
 }
@@ -139,6 +117,8 @@ struct job {
     bf16 *out;            /* [count][height][width][outputs] */
     int count, height, width, outputs;
     int twice, lead; /* every frame is written twice, except a leading one */
+    char *scratch;   /* `scratch_bytes` for each of the threads */
+    int threads;
 };
 
 struct scratch {
@@ -173,31 +153,8 @@ static void spread(enum kind kind, const vec (*const *x)[2], int at, int line, b
             for (int h = 0; h < 4; h++) SPREAD(d[h][0], d[h][1], d[h][2], d[h][3]);
 #pragma GCC unroll 16
             for (int i = 0; i < 16; i++)
-                _mm256_storeu_si256((void *)(to + (16 * t + i) * step), (__m256i)_mm512_cvtneps_pbh(d[i / 4][i % 4]));
+                store16(to + (16 * t + i) * step, d[i / 4][i % 4]);
         }
-}
-
-/* ROWS x COLUMNS results, each the sum of `parts` products: left[part] is [ROWS][depth], right [parts][depth / 2]
- * [COLUMNS][2], parts `skip` numbers apart. */
-static inline void multiply(const bf16 *const *left, int parts, int depth, const bf16 *right, int64_t skip, float *out) {
-    vec sum[ROWS][2];
-    for (int r = 0; r < ROWS; r++) sum[r][0] = sum[r][1] = _mm512_setzero_ps();
-    for (int part = 0; part < parts; part++, right += skip)
-        for (int k = 0; k < depth; k += 2) {
-            __m512bh w0 = (__m512bh)load32(right + k * COLUMNS), w1 = (__m512bh)load32(right + k * COLUMNS + 32);
-#pragma GCC unroll 12
-            for (int r = 0; r < ROWS; r++) {
-                int32_t two;
-                memcpy(&two, left[part] + (int64_t)r * depth + k, sizeof two);
-                sum[r][0] = _mm512_dpbf16_ps(sum[r][0], (__m512bh)_mm512_set1_epi32(two), w0);
-                sum[r][1] = _mm512_dpbf16_ps(sum[r][1], (__m512bh)_mm512_set1_epi32(two), w1);
-            }
-        }
-#pragma GCC unroll 12
-    for (int r = 0; r < ROWS; r++) {
-        _mm512_storeu_ps(out + r * COLUMNS, sum[r][0]);
-        _mm512_storeu_ps(out + r * COLUMNS + 16, sum[r][1]);
-    }
 }
 
 /* 16 channels of one voxel from n on: add bias and residual, round, store. */
@@ -208,8 +165,8 @@ static inline void emit(const struct job *j, int t, int h, int w, int n, vec sum
     const __mmask16 lanes = j->outputs - n >= 16 ? 0xffff : (1 << (j->outputs - n)) - 1;
     sum += _mm512_maskz_loadu_ps(lanes, j->bias + n);
     if (j->residual)
-        sum += (vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(lanes, j->residual + at)), 16);
-    __m256i rounded = (__m256i)_mm512_cvtneps_pbh(sum);
+        sum += widen(_mm256_maskz_loadu_epi16(lanes, j->residual + at));
+    __m256i rounded = narrow(sum);
     if (j->twice) {
         at += (t ? t - j->lead : 0) * plane;
         if (t || !j->lead) _mm256_mask_storeu_epi16(j->out + at + plane, lanes, rounded);
@@ -314,12 +271,15 @@ static void block(enum kind kind, const struct job *j, int t, int fresh, int row
     for (int n = 0; n < blocks; n++) {
         for (int p = 0; p < products; p++)
             for (int i = 0; i < tiles; i += ROWS) {
-                const bf16 *left[4];
+                vec sum[ROWS][2] = {{{0}}};
                 for (int k = 0; k < parts; k++) { /* UP: result (p / 2, p % 2) sees 2 x 2 of the 3 x 3 */
                     int position = kind == UP ? (p / 2 + k / 2) * 3 + p % 2 + k % 2 : p;
-                    left[k] = s->operands + position * step + (int64_t)i * channels;
+                    const bf16 *right = weights + ((int64_t)(p * parts + k) * blocks + n) * panel;
+                    multiply(sum, s->operands + position * step + (int64_t)i * channels, channels, right, channels);
                 }
-                multiply(left, parts, channels, weights + ((int64_t)p * parts * blocks + n) * panel, blocks * panel, s->products + p * STRIDE + i * COLUMNS);
+                float *to = s->products + p * STRIDE + i * COLUMNS;
+#pragma GCC unroll 12
+                for (int r = 0; r < ROWS; r++) _mm512_storeu_ps(to + r * COLUMNS, sum[r][0]), _mm512_storeu_ps(to + r * COLUMNS + 16, sum[r][1]);
             }
         for (int i = 0; i < tiles; i++)
             for (int half = 0; half < COLUMNS && n * COLUMNS + half < j->outputs; half += 16)
@@ -328,17 +288,16 @@ static void block(enum kind kind, const struct job *j, int t, int fresh, int row
 }
 
 /* All tiles of the frames from `first` on, rows x columns of them in each frame or pair. */
-static void run(enum kind kind, const struct job *j, int first, int rows, int columns, char *scratch) {
+static void run(enum kind kind, const struct job *j, int first, int rows, int columns) {
     const int64_t bytes = scratch_bytes(j->channels);
     const int width = columns < ROWS ? columns : ROWS, across = (columns + width - 1) / width;
     int height = TILES / width;
     while ((2 * height + 2) * (2 * width + 2) > REGION) height--;
     const int down = (rows + height - 1) / height, last = kind == FIRST ? 1 : j->count;
     height = (rows + down - 1) / down; /* blocks of one size */
-#pragma omp parallel
+#pragma omp parallel num_threads(j->threads)
     {
-        extern int omp_get_thread_num(void);
-        struct scratch *own = (struct scratch *)(scratch + bytes * omp_get_thread_num());
+        struct scratch *own = (struct scratch *)(j->scratch + bytes * omp_get_thread_num());
         own->region = (vec *)(((uintptr_t)(own + 1) + 63) / 64 * 64);
         own->operands = (bf16 *)(own->region + (int64_t)4 * REGION * j->channels / 16);
 #pragma omp for schedule(dynamic)
@@ -353,18 +312,19 @@ static void run(enum kind kind, const struct job *j, int first, int rows, int co
 /* 3x3x3 convolution of silu(norm(frames)) into out [count][height][width][outputs], plus bias and residual.
  * `frames` has count + 2 entries and one more, empty, if the last pair is half. `opens`: the clip begins here. */
 void convolve(const struct frame *frames, int count, int height, int width, int channels, struct grid grid, int opens,
-              const bf16 *weights, const float *bias, const bf16 *residual, int outputs, bf16 *out, char *scratch) {
-    struct job j = {frames, channels, height, width, grid, weights, bias, residual, out, count, height, width, outputs, 0, 0};
-    if (opens) run(FIRST, &j, 0, (height + 1) / 2, (width + 1) / 2, scratch);
-    run(PAIR, &j, opens, (height + 1) / 2, (width + 1) / 2, scratch);
+              const bf16 *weights, const float *bias, const bf16 *residual, int outputs, bf16 *out, char *scratch,
+              int threads) {
+    struct job j = {frames, channels, height, width, grid, weights, bias, residual, out, count, height, width, outputs, 0, 0, scratch, threads};
+    if (opens) run(FIRST, &j, 0, (height + 1) / 2, (width + 1) / 2);
+    run(PAIR, &j, opens, (height + 1) / 2, (width + 1) / 2);
 }
 
 /* 3x3 convolution after nearest-neighbour doubling of height and width, plus bias: `count` frames into
  * [count][2 height][2 width][outputs]; with `twice` every frame but a `lead`ing one is written two times. */
 void upsample_convolve(const struct frame *frames, int count, int height, int width, int channels, int twice, int lead,
-                       const bf16 *weights, const float *bias, int outputs, bf16 *out, char *scratch) {
-    struct job j = {frames, channels, height, width, {0, 0}, weights, bias, NULL, out, count, 2 * height, 2 * width, outputs, twice, lead};
-    run(UP, &j, 0, height, width, scratch);
+                       const bf16 *weights, const float *bias, int outputs, bf16 *out, char *scratch, int threads) {
+    struct job j = {frames, channels, height, width, {0, 0}, weights, bias, NULL, out, count, 2 * height, 2 * width, outputs, twice, lead, scratch, threads};
+    run(UP, &j, 0, height, width);
 }
 
 /* Rounds factors [size][count] to bf16 one after another, each so that it makes up for the errors of those before
@@ -378,8 +338,8 @@ void round_in_turn(const float *factors, int size, int count, const float *feedb
             vec exact = _mm512_maskz_loadu_ps(lanes, factors + (int64_t)p * count + i), wanted = exact;
             for (int q = 0; q < p; q++)
                 if (feedback[p * size + q] != 0) wanted = _mm512_fnmadd_ps(_mm512_set1_ps(feedback[p * size + q]), errors[q], wanted);
-            __m256i rounded = (__m256i)_mm512_cvtneps_pbh(wanted);
-            errors[p] = (vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(rounded), 16) - exact;
+            __m256i rounded = narrow(wanted);
+            errors[p] = widen(rounded) - exact;
             _mm256_mask_storeu_epi16(out + (int64_t)p * count + i, lanes, rounded);
         }
     }

@@ -6,8 +6,8 @@ result is rounded less often than that of plain layers. This pays for minimal fi
 8 multiplications instead of 27 for a number of a 3x3x3 convolution, whose operands are rounded after the
 transform. The whole is about as far from fp32 as plain layers are (tests/models/test_vae_kernels.py).
 
-CPUs with matrix units (AMX) convolve faster than they could transform: there only norms, modulation and SiLU
-are fused, and PyTorch convolves.
+CPUs with matrix units (AMX) multiply faster than operands could be transformed, by arithmetic: there only
+norms, modulation and SiLU are fused, and PyTorch convolves. Tested, but not timed: no such CPU was at hand.
 
 Shape legend: B batch, C channels, T frames, H W pixels, O output channels, P products per tile.
 """
@@ -25,12 +25,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cogvideox.core.device import matrix_units
-from cogvideox.core.native import AVX512_BF16, call, kept, library
+from cogvideox.core.native import Kernels, kept
 
 if TYPE_CHECKING:
     from cogvideox.models.vae.layers import Carry
 
-COLUMNS = 32  # output channels per block of weights, as in kernels.c
+KERNELS = Kernels(Path(__file__).with_suffix(".c"))
+COLUMNS = 32  # output channels per block of weights, as in native.h
 SPREAD = torch.tensor([[1.0, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]])
 FILTER = torch.tensor([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
 GATHER = torch.tensor([[1.0, 1, 1, 0], [0, 1, -1, -1]])
@@ -70,24 +71,9 @@ class _Cells(ctypes.Structure):
     _fields_ = (("columns", ctypes.c_int), ("shift", ctypes.c_int))
 
 
-@functools.cache
-def kernels() -> ctypes.CDLL | None:
-    """The library, where this CPU can run it."""
-    found = library(Path(__file__).with_suffix(".c"), AVX512_BF16)
-    if found is not None:
-        found.scratch_bytes.restype = ctypes.c_int64
-    return found
-
-
 def suit(x_BCTHW: Tensor) -> bool:
-    """Whether the kernels can take an activation: bf16 on a CPU, no gradients, channels in whole vectors."""
-    return (
-        x_BCTHW.dtype == torch.bfloat16
-        and x_BCTHW.device.type == "cpu"
-        and not torch.is_grad_enabled()
-        and x_BCTHW.shape[1] % 32 == 0
-        and kernels() is not None
-    )
+    """Whether the kernels can take an activation: one for kernels, with channels in whole vectors."""
+    return x_BCTHW.shape[1] % 32 == 0 and KERNELS.take(x_BCTHW)
 
 
 def norm_silu_conv(
@@ -101,7 +87,8 @@ def norm_silu_conv(
     """conv(silu(norm(x) scale + shift)) + residual. What is carried to the next chunk are the last two frames
     of x and what their norm and modulation came to.
     """
-    x_BTHWC, norms = _rows(x_BCTHW), _fold(_rows(x_BCTHW), grid, norm)
+    x_BTHWC = _rows(x_BCTHW)
+    norms = _fold(x_BTHWC, grid, norm)
     if matrix_units():
         return _norm_silu_then_conv(x_BTHWC, norms, grid, carry, conv, residual_BCTHW)
     batch, frames, height, width, channels = x_BTHWC.shape
@@ -116,9 +103,9 @@ def norm_silu_conv(
     scratch = _scratch(channels)
     for b in range(batch):
         read = [*zip(head[b], head_norms[b], strict=True), *zip(x_BTHWC[b], norms[b], strict=True)]
-        _call(
+        KERNELS.call(
             *("convolve", _frames(read), frames, height, width, channels, _cells(grid, height), int(opens)),
-            *(weights, bias, None if residual is None else residual[b], conv.out_channels, out[b], scratch),
+            *(weights, bias, None if residual is None else residual[b], conv.out_channels, out[b], *scratch),
         )
     tails = (_last_two(head, x_BTHWC), _last_two(head_norms, norms))
     for tail, previous in zip(tails, (head, head_norms), strict=True):
@@ -139,7 +126,7 @@ def _norm_silu_then_conv(
     padded = x_BTHWC.new_empty(batch, 2 + frames, height, width, channels)
     for b in range(batch):
         read = _frames(list(zip(x_BTHWC[b], norms[b], strict=True)))
-        _call("norm_silu", read, frames, height, width, channels, _cells(grid, height), padded[b, 2:])
+        KERNELS.call("norm_silu", read, frames, height, width, channels, _cells(grid, height), padded[b, 2:])
     padded[:, :2] = padded[:, 2:3] if head is None else head
     carry.leave(padded[:, -2:], head)
     h = F.conv3d(padded.permute(0, 4, 1, 2, 3), conv.weight, conv.bias, padding=(0, 1, 1))
@@ -155,7 +142,7 @@ def _fold(x_BTHWC: Tensor, grid: Grid | None, norm: nn.GroupNorm) -> Tensor:
     cells = 1 if grid is None else grid.modulation.shape[1]
     tables = torch.empty(batch, 2, cells, channels)
     for b in range(batch):
-        _call(
+        KERNELS.call(
             *("fold_norm", x_BTHWC[b], frames, height, width, channels, norm.num_groups, norm.eps),
             *(norm.weight.float(), norm.bias.float(), None if grid is None else grid.modulation[b], cells),
             tables[b],
@@ -179,7 +166,7 @@ def upsample_conv(x_BCTHW: Tensor, conv: nn.Conv2d, time: bool, lead: bool) -> T
     for b in range(batch):
         read = _frames([(x, None) for x in x_BTHWC[b]])
         sizes = (frames, height, width, channels, int(time), int(lead))
-        _call("upsample_convolve", read, *sizes, weights, bias, conv.out_channels, out[b], scratch)
+        KERNELS.call("upsample_convolve", read, *sizes, weights, bias, conv.out_channels, out[b], *scratch)
     return out.permute(0, 4, 1, 2, 3)
 
 
@@ -190,7 +177,7 @@ def _pack_causal(weight_OCTHW: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     taps = weight_OCTHW.float()
     factors = torch.einsum("ai,bj,ck,oxijk->abcxo", FILTER[TURN], FILTER, FILTER, taps).contiguous()
     rounded = torch.empty(factors.shape, dtype=torch.bfloat16)
-    _call("round_in_turn", factors, 64, factors[0, 0, 0].numel(), _feedback(), rounded)
+    KERNELS.call("round_in_turn", factors, 64, factors[0, 0, 0].numel(), _feedback(), rounded)
     factors_PCO = rounded[TURN].flatten(0, 2)
     evens_first = factors_PCO.unflatten(1, (-1, 16, 2)).transpose(2, 3).reshape(factors_PCO.shape)
     return _pack(evens_first), bias.float()
@@ -255,15 +242,10 @@ def _frames(read: Sequence[tuple[Tensor, Tensor | None]]) -> ctypes.Array[_Frame
     return frames
 
 
-def _scratch(channels: int) -> Tensor:
-    found = kernels()
-    assert found is not None
-    # 64 more, to begin at a whole cache line.
-    memory = torch.empty(found.scratch_bytes(channels) * torch.get_num_threads() + 64, dtype=torch.uint8)
-    return memory[-memory.data_ptr() % 64 :]
-
-
-def _call(name: str, *arguments: object) -> None:
-    found = kernels()
-    assert found is not None
-    call(found, name, *arguments)
+def _scratch(channels: int) -> tuple[Tensor, int]:
+    """Memory for the threads of a convolution, and how many they are."""
+    threads = torch.get_num_threads()
+    assert KERNELS.loaded is not None
+    each = KERNELS.loaded.scratch_bytes
+    each.restype = ctypes.c_int64
+    return torch.empty(each(channels) * threads, dtype=torch.uint8), threads
