@@ -17,7 +17,7 @@ export PROMPT OUT SEED
 help:
 	@echo "make demo   write a video for PROMPT to OUT with the shipped model (SEED to vary it)"
 	@echo "make test   lint, type check and all tests"
-	@echo "make bench  measure speed and memory on this machine"
+	@echo "make bench  measure speed and memory on this machine, beside diffusers"
 	@echo "make clean  remove what make made"
 
 demo: .venv/run.done
@@ -34,7 +34,7 @@ test: .venv/dev.done
 	@$(BIN)/python -m pytest -n 2
 
 bench: .venv/dev.done
-	@$(BIN)/python -m benchmarks.run
+	@$(BIN)/cogvideox bench --against diffusers
 
 clean:
 	rm -rf .venv out .pytest_cache .mypy_cache .ruff_cache .hypothesis

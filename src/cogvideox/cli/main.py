@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 import cogvideox
-from cogvideox.cli import convert, data, decode, doctor, generate, info, models, train
+from cogvideox.cli import bench, convert, data, decode, doctor, generate, info, models, train
 from cogvideox.core.errors import InputError, NonFiniteError
 from cogvideox.core.heap import one_heap
 
@@ -42,6 +42,7 @@ for command in (
     doctor.doctor,
     convert.convert,
     train.train,
+    bench.bench,
 ):
     app.command()(command)
 app.add_typer(data.app, name="data")

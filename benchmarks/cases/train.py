@@ -1,0 +1,96 @@
+"""Training of mini. Diffusers has no counterpart: compare with another commit (`--against COMMIT`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.case import Build, Case, Side
+from cogvideox import load
+from cogvideox.checkpoints.hub import MINI
+from cogvideox.core import rng
+from cogvideox.core.shapes import latent_frames
+from cogvideox.models.transformer.blocks import attention
+from cogvideox.training.diffusion import DiffusionBatches, DiffusionTask, Item
+from cogvideox.training.optim import MasterOptimizer
+
+MIX = ((1, 64, 64, 2), (17, 64, 64, 2), (17, 64, 112, 1), (17, 112, 64, 1), (49, 64, 64, 1))
+LARGE = ((1, 128, 128, 8), (17, 128, 128, 4))
+"""(frames, height, width, samples): with MIX the last stage of recipes/mini/transformer.yaml."""
+
+
+def _items(mix: tuple[tuple[int, int, int, int], ...]) -> list[Item]:
+    """A step's samples, equal shapes side by side."""
+    items = []
+    for frames, height, width, count in mix:
+        shape = (16, latent_frames(frames), height // 8, width // 8)
+        for index in range(count):
+            latents = rng.normal(shape, 0, "item", *shape, index).bfloat16()
+            items.append(Item(latents, f"a red car, number {index}", f"{shape}/{index}", 0, latents[0] > 1))
+    return sorted(items, key=lambda item: item.latents_CTHW.shape)
+
+
+def step(mix: tuple[tuple[int, int, int, int], ...]) -> Build:
+    """Loss, gradients and update of one step; captions are cached, as they are in a run."""
+
+    def make(folder: Path, dtype: torch.dtype) -> Side:
+        pipe = load(folder, dtype=dtype, device="cpu")
+        model, items = pipe.transformer.requires_grad_(True), _items(mix)
+        nothing = cast(DiffusionBatches, None)  # the batch is given
+        task = DiffusionTask(
+            model,
+            pipe.text_encoder,
+            nothing,
+            pipe.schedule,
+            seed=0,
+            drop_text=0.1,
+            subject_weight=6.0,
+            judge=lambda *_: None,
+        )
+        optimizer = MasterOptimizer(model, task.matrix_blocks, matrix_lr=0.02, lr=1.5e-3, ema=0.998)
+
+        def run() -> None:
+            with torch.enable_grad():
+                loss, _ = task.loss(items, 0)
+                loss.backward()
+            optimizer.step(1e-6, 0)
+
+        tokens = task.loss(items, 0)[1]["tokens"]
+        return Side(run, (model,), amount=(tokens, "tokens"))
+
+    return make
+
+
+def attend(function: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Build:
+    """Attention forward and backward."""
+
+    def make(folder: Path, dtype: torch.dtype) -> Side:
+        q, k, v = (rng.normal((48, 4, 128, 64), 0, name).to(dtype).requires_grad_() for name in "qkv")
+        gradient = torch.ones(48, 4, 128, 64, dtype=dtype)
+
+        def run() -> None:
+            with torch.enable_grad():
+                function(q, k, v).backward(gradient)
+
+        return Side(run)
+
+    return make
+
+
+def cases(quick: bool) -> tuple[Case, ...]:
+    def case(name: str, build: Build) -> Case:
+        return Case("train", name, {"ours": build}, MINI, exact=False)
+
+    if quick:
+        return (case("mini training step, 2 images of 64x64", step(MIX[:1])),)
+    fused: Any = F.scaled_dot_product_attention
+    return (
+        case("mini training step, a pack of 19 samples of 7 shapes", step(MIX + LARGE)),
+        case("attention in training, 48x4x128x64, fused", attend(fused)),
+        case("attention in training, 48x4x128x64, plain", attend(attention)),
+    )
