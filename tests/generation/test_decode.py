@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from cogvideox.core.errors import NonFiniteError
-from cogvideox.data.video import read_video
+from cogvideox.data.video import WRITERS, read_video
+from cogvideox.generation import media
 from cogvideox.generation.decode import decode_chunks
-from cogvideox.generation.media import Inputs, Latents, to_frames
+from cogvideox.generation.media import Inputs, Latents, encode, to_frames, to_signed
 from cogvideox.generation.render import keeps, render, write
 from cogvideox.generation.request import Request
 from cogvideox.generation.watch import Watch
@@ -114,6 +115,30 @@ def test_ctrl_c_while_decoding_leaves_the_latents_and_nothing_else(fresh, tmp_pa
     with pytest.raises(KeyboardInterrupt):
         render(pipe, REQUEST, Inputs(), tmp_path / "clip.mp4", Watch())
     assert [p.name for p in tmp_path.iterdir()] == ["clip.mp4.safetensors"]
+
+
+def test_an_encoder_that_dies_leaves_the_latents_and_nothing_else(fresh, tmp_path, monkeypatch):
+    def dies(path, frames, fps, text):
+        path.write_bytes(next(frames).tobytes())
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setitem(WRITERS, ".mp4", dies)
+    pipe, watch = fresh(), Watch()
+    with pytest.raises(OSError, match="No space left"):
+        render(pipe, REQUEST, Inputs(), tmp_path / "clip.mp4", watch)
+    assert [p.name for p in tmp_path.iterdir()] == ["clip.mp4.safetensors"]
+    assert any("cogvideox decode" in note for note in watch.notes)
+
+
+def test_frames_are_encoded_chunk_by_chunk_to_the_same_latents(pipe, monkeypatch):
+    frames = np.random.default_rng(0).integers(0, 256, (21, 32, 48, 3), np.uint8)
+    drawn = torch.randn(4, 6, 4, 6, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        whole = pipe.vae.encode(to_signed(frames), noise=drawn[None])[0]
+    converted = []
+    monkeypatch.setattr(media, "to_signed", lambda part: (converted.append(len(part)), to_signed(part))[1])
+    assert torch.equal(encode(pipe.vae, frames, drawn), whole)
+    assert converted == [13, 8]
 
 
 MEASURE = """

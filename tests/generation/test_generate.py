@@ -1,5 +1,7 @@
 """All tasks with a tiny random model: what stays, what changes, and that nothing else matters."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ import cogvideox
 from cogvideox.checkpoints.lora import from_modules, save_lora
 from cogvideox.core.errors import InputError, NonFiniteError
 from cogvideox.data.video import write_image, write_video
+from cogvideox.generation import pipeline as pipelines
 from cogvideox.generation.generate import Place
 from cogvideox.generation.media import encode
 from cogvideox.generation.watch import Watch
@@ -280,6 +283,29 @@ def test_releasing_the_text_encoder_changes_nothing(folder, pipe):
     videos = released([PROMPT, "the moon"], negative="blue")
     assert all(equal(a, b) for a, b in zip(videos, pipe([PROMPT, "the moon"], negative="blue"), strict=True))
     assert released.text_encoder.model.device.type == "meta"
+
+
+def test_texts_given_ahead_are_encoded_and_the_encoder_is_gone(folder, pipe):
+    early = cogvideox.load(folder, dtype="fp32", device="cpu", offload="cpu", texts=[PROMPT, ""])
+    assert early.text_encoder.model.device.type == "meta"
+    assert early.weights.text == 0
+    assert equal(early(PROMPT), pipe(PROMPT))
+    with pytest.raises(InputError, match="released"):
+        early("the moon")
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_branches_apart_give_the_same_numbers(folder, dtype, monkeypatch):
+    pipe = cogvideox.load(folder, dtype=dtype, device="cpu", offload="none")
+    together = pipe(PROMPT, frames=17, output="latents")
+    calls, forward = [], pipe.transformer.forward
+    monkeypatch.setattr(pipe.transformer, "forward", lambda pack: (calls.append(pack), forward(pack))[1])
+    plan = pipelines.make_plan
+    monkeypatch.setattr(pipelines, "make_plan", lambda *a, **kw: replace(plan(*a, **kw), apart=True))
+    apart = pipe(PROMPT, frames=17, output="latents")
+    # In fp32 the timestep's layers round otherwise for one row than for two.
+    assert torch.equal(apart, together) if dtype == "bf16" else torch.allclose(apart, together, atol=1e-4)
+    assert {len(pack.segments) for pack in calls} == {1}
 
 
 def test_a_released_text_encoder_knows_long_lists_of_prompts(folder):

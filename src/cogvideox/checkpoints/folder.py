@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,15 +33,22 @@ from cogvideox.checkpoints.hub import resolve
 from cogvideox.checkpoints.keymaps import (
     diffusers_transformer,
     diffusers_vae,
-    iter_ours,
     iter_theirs,
     same,
     without_fixed_positions,
 )
-from cogvideox.checkpoints.weights import DIFFUSERS_STEM, TRANSFORMERS_STEM, Weights, build, write_weights
+from cogvideox.checkpoints.weights import (
+    DIFFUSERS_STEM,
+    TRANSFORMERS_STEM,
+    Weights,
+    build,
+    read_state,
+    write_weights,
+)
 from cogvideox.core.device import pick_device, pick_dtype
 from cogvideox.core.errors import CheckpointError, InputError
 from cogvideox.core.files import atomic_path
+from cogvideox.core.pages import FilePages
 from cogvideox.diffusion.schedule import Schedule, make_schedule
 from cogvideox.models.specs import ModelSpec, PositionPolicy, Unconditional
 from cogvideox.models.text import TextEncoder, fingerprint
@@ -83,13 +90,15 @@ def load_model(
     image_scale: ImageScale | None = None,
     unconditional: Unconditional | None = None,
     position_policy: PositionPolicy | None = None,
+    text_ready: Callable[[TextEncoder], object] = lambda text: None,
 ) -> Model:
     """Load a model: "mini", a folder, a short name such as "5b", or a hub id (`revision` pins its version).
 
     Weights stay on the CPU, mapped from their files, unless `device` is given. `dtype` defaults to bf16 if
     the device (the best one present, if none is given) computes in it natively, else fp32; "stored" keeps the
     precision of the files. `compat="diffusers"` makes the model that diffusers would make of the folder;
-    the other conventions are those of `configs.with_conventions`, None keeps the model's own. Raises
+    the other conventions are those of `configs.with_conventions`, None keeps the model's own. `text_ready` is
+    called with the text encoder before the other parts are read, and may free it. Raises
     CheckpointError naming the key if anything in the folder is missing, unknown or of a wrong shape.
     """
     folder = resolve(source, revision)
@@ -99,6 +108,9 @@ def load_model(
         raise InputError(f"compat={compat!r} decides all conventions; give it or single ones, not both")
     spec = with_conventions(read_spec(folder, compat), image_scale, unconditional, position_policy)
     parts = {name: Weights(folder / name) for name in ("transformer", "vae", "text_encoder")}
+    hashed = _combine({name: _fingerprint(weights) for name, weights in parts.items()})
+    text = load_text(folder / "text_encoder", folder / "tokenizer", spec, precision, place)
+    text_ready(text)
     transformer = build(
         lambda: Transformer(spec.transformer, spec.position_policy),
         diffusers_transformer(spec.transformer),
@@ -110,7 +122,6 @@ def load_model(
     vae = build(
         lambda: VAE(spec.vae), diffusers_vae(spec.vae), parts["vae"], f"{folder}/vae", precision, place
     )
-    text = load_text(folder / "text_encoder", folder / "tokenizer", spec, precision, place)
     return Model(
         spec=spec,
         transformer=transformer,
@@ -118,7 +129,7 @@ def load_model(
         text=text,
         schedule=make_schedule(spec.snr_shift),
         source=str(source),
-        fingerprint=_combine({name: fingerprint(weights) for name, weights in parts.items()}),
+        fingerprint=hashed,
         record=read_record(folder),
     )
 
@@ -167,11 +178,13 @@ def build_t5(
     with torch.device("meta"):
         model = T5EncoderModel(config)
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items() if name != _TIED}
-    state = {}
-    for name, tensor in iter_ours(tuple(same(name, name) for name in shapes), kept, shapes, what):
+
+    def convert(name: str, tensor: Tensor) -> Tensor:
         # In fp16 these layers overflow; T5 computes them in fp32 wherever their weights are.
         exact = dtype == torch.float16 and ".wo." in name
-        state[name] = tensor.to(device=device, dtype=torch.float32 if exact else dtype)
+        return tensor.to(device=device, dtype=torch.float32 if exact else dtype)
+
+    state = read_state(tuple(same(name, name) for name in shapes), kept, shapes, what, convert)
     model.load_state_dict(state | {_TIED: state["shared.weight"]}, assign=True)
     model.tie_weights()
     return model.requires_grad_(False).eval()
@@ -259,6 +272,14 @@ def _model_index(spec: ModelSpec, tokenizer: str) -> dict[str, Any]:
         "transformer": ["diffusers", "CogVideoXTransformer3DModel"],
         "vae": ["diffusers", "AutoencoderKLCogVideoX"],
     }
+
+
+def _fingerprint(weights: Weights) -> str:
+    """`fingerprint`; the pages around its samples, up to 2 MiB each, leave memory again."""
+    result, pages = fingerprint(weights), FilePages()
+    for tensor in weights.values():
+        pages.release(tensor)
+    return result
 
 
 def _combine(parts: Mapping[str, str]) -> str:

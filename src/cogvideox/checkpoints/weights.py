@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from cogvideox.checkpoints.keymaps import Table, iter_ours
 from cogvideox.checkpoints.settings import read_json
 from cogvideox.core.errors import CheckpointError
+from cogvideox.core.pages import FilePages
 
 M = TypeVar("M", bound=nn.Module)
 SHARD_BYTES = 4 * 2**30
@@ -92,15 +93,35 @@ def build(
     """A module made on the meta device and filled with `theirs` through a key map, tensor by tensor.
 
     `dtype` None keeps the precision of the file. Tensors that keep their precision and stay on the CPU
-    remain views of the mapped file. No second copy of the model exists at any time. Raises CheckpointError
+    remain views of the mapped file; of the others, one at a time is in memory twice. Raises CheckpointError
     for missing, unknown and misshaped keys.
     """
     with torch.device("meta"):
         module = make()
     shapes = {name: tensor.shape for name, tensor in module.state_dict().items()}
-    state = {name: t.to(device=device, dtype=dtype) for name, t in iter_ours(table, theirs, shapes, what)}
+    state = read_state(table, theirs, shapes, what, lambda _, t: t.to(device=device, dtype=dtype))
     module.load_state_dict(state, assign=True)
     return module.requires_grad_(False).eval()
+
+
+def read_state(
+    table: Table,
+    theirs: Mapping[str, Tensor],
+    shapes: Mapping[str, torch.Size],
+    what: str,
+    convert: Callable[[str, Tensor], Tensor],
+) -> dict[str, Tensor]:
+    """All of `iter_ours`, each tensor passed through `convert(name, tensor)`.
+
+    The file's pages of a tensor that became a copy leave memory before the next is read.
+    """
+    pages, state = FilePages(), {}
+    for rule, (name, tensor) in zip(table, iter_ours(table, theirs, shapes, what), strict=True):
+        state[name] = convert(name, tensor)
+        if not pages.hold(state[name]):
+            for key, _ in rule.theirs:
+                pages.release(theirs[key])
+    return state
 
 
 def write_weights(

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from cogvideox.core.cgroup import group_limits
 from cogvideox.core.errors import InputError, nearest
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -82,10 +83,20 @@ class Memory:
 
 
 def memory(device: torch.device) -> Memory:
-    """Total memory and what can still be had; on CPUs, what the system can give without swapping."""
+    """Total memory and what can still be had; on CPUs, what the system can give without swapping and the
+    limits of control groups (containers, batch systems) allow.
+    """
     if device.type == "cuda":  # not run here: no GPU at hand
         free, total = torch.cuda.mem_get_info(device)
         return Memory(total, free)
+    system = _system_memory()
+    total, free = system.total, system.free
+    for limit, used in group_limits():
+        total, free = min(total, limit), min(free, max(0, limit - used))
+    return Memory(total, free)
+
+
+def _system_memory() -> Memory:
     try:
         lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
         fields = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines if line}

@@ -91,6 +91,14 @@ class Pack:
         kinds = torch.arange(2 * len(self.segments), dtype=torch.int32) ^ 1  # text stands first
         return kinds.repeat_interleave(torch.tensor(counts))
 
+    def alone(self) -> tuple[Pack, ...]:
+        """Each segment in a pack of its own."""
+        texts = self.text_LC.split([segment.text_length for segment in self.segments])
+        rows = zip(
+            self.segments, texts, self.per_segment(self.video_LP), self.timestep_S.split(1), strict=True
+        )
+        return tuple(Pack((s,), text, video, timestep, self.ofs) for s, text, video, timestep in rows)
+
     def split(self, x_LD: Tensor) -> list[Tensor]:
         """Joint sequence (L, D) -> one view (count, length, D) for each group."""
         parts = x_LD.split([group.length for group in self.groups])

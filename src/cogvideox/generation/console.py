@@ -23,7 +23,7 @@ from rich.progress import (
 from rich.text import Text
 
 from cogvideox.data.video import Frames, write_image
-from cogvideox.generation.plan import gib
+from cogvideox.generation.plan import Plan, gib
 from cogvideox.generation.watch import Advance, Watch
 
 if TYPE_CHECKING:
@@ -128,7 +128,18 @@ def plan_lines(session: Session, planned: Planned) -> list[str]:
         f"{steps}{windows}, {scale}, seed {settings.seed}",
         f"{plan.tokens:,} tokens; needs {gib(plan.peak)}, {gib(plan.free)} free; "
         f"about {duration(sum(planned.seconds.values()))} on {where}",
+        *_savings(plan, session.device.type),
     ]
+
+
+def _savings(plan: Plan, device: str) -> list[str]:
+    """What is done because memory is short."""
+    parts = (
+        "the text encoder is freed before sampling" if device == "cpu" else "one part at a time on the device"
+    )
+    branches = "the branches of guidance run one after the other"
+    ways = [way for way, needed in ((parts, plan.wait), (branches, plan.apart)) if needed]
+    return ["to save memory, " + " and ".join(ways)] if ways else []
 
 
 def report_line(report: dict[str, float]) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor
 from cogvideox.checkpoints.configs import Compat
 from cogvideox.core.device import out_of_memory
 from cogvideox.core.errors import NonFiniteError
+from cogvideox.core.overlap import overlap
 from cogvideox.core.shapes import DECODE_CHUNK, ChunkPlan, decode_plan, parity_plan
 from cogvideox.data.video import Frames
 from cogvideox.generation.media import to_frames
@@ -51,7 +52,8 @@ def decode(
     watch: Watch,
     compat: Compat | None = None,
 ) -> R:
-    """`consume(chunks of frames)`, once more with half the memory when it runs out.
+    """`consume(chunks of frames)`, once more with half the memory when it runs out. A chunk is consumed, in a
+    thread of its own, while the next one is decoded.
 
     With compat="diffusers" an even number of latent frames becomes 4 frames each, the first included. The
     second time one latent frame is decoded at a time. Its frames differ a little, for the decoder's norms
@@ -63,7 +65,7 @@ def decode(
     for attempt, plan in enumerate(plans):
         try:
             with watch.stage("decode", len(plan.sizes)) as advance:
-                return consume(decode_chunks(vae, latents_CTHW, plan, advance))
+                return overlap(consume, decode_chunks(vae, latents_CTHW, plan, advance))
         except (MemoryError, RuntimeError) as error:
             if not out_of_memory(error) or attempt == len(plans) - 1:
                 raise

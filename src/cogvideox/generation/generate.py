@@ -7,10 +7,9 @@ and which latent frames are known. Shape legend: C channels, T H W latent grid, 
 from __future__ import annotations
 
 import contextlib
-import gc
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -62,16 +61,17 @@ def generate(
     *,
     compat: Compat | None = None,
     release_text: bool = False,
+    apart: bool = False,
 ) -> Tensor:
     """Latents of the finished clip (C, T, H, W): fp32, on the CPU, padding dropped.
 
     `release_text` frees the text encoder once the prompt is encoded; prompts that it has seen stay cached.
+    With `apart` the branches of guidance run one after the other.
     Raises NonFiniteError when numbers blow up, naming the step.
     """
     texts = _embed(model, prompt, settings, inputs, place, watch)
-    if release_text and model.text.model.device.type != "meta":
-        model.text.model.to("meta")
-        gc.collect()
+    if release_text:
+        model.text.release()
     given_CTHW = _encode(model, settings, inputs, noise, place, watch)
     clip_CTHW = given_CTHW if settings.task == "extend" else None
     timesteps = sampling_timesteps(settings.steps)
@@ -82,6 +82,7 @@ def generate(
             prefix_CTHW = None if clip_CTHW is None else clip_CTHW[:, -window.known :]
             task = _Window(model, settings, place, noise, index, window.known + window.new)
             x_CTHW, conditions = task.inputs(texts, given_CTHW, prefix_CTHW, inputs.start_CTHW)
+            conditions = replace(conditions, apart=apart)
             start = sampler.start(x_CTHW.to(place.device), settings.start)
             loop_dtype = place.dtype if compat else torch.float32
             states = sample(

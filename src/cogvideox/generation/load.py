@@ -17,8 +17,9 @@ from cogvideox.core.device import memory, pick_device, pick_dtype
 from cogvideox.core.errors import InputError, nearest
 from cogvideox.generation.generate import Place
 from cogvideox.generation.pipeline import Pipeline
-from cogvideox.generation.plan import OVERHEAD, Weights, gib, weights_of
+from cogvideox.generation.plan import Weights, gib, weights_of
 from cogvideox.models.specs import SPECS, ModelSpec, PositionPolicy, Unconditional
+from cogvideox.models.text import TextEncoder
 
 Offload = Literal["auto", "none", "cpu"]
 Adapter = str | Path | tuple[str | Path, float]
@@ -36,6 +37,7 @@ def load(
     image_scale: ImageScale | None = None,
     unconditional: Unconditional | None = None,
     position_policy: PositionPolicy | None = None,
+    texts: Sequence[str] = (),
 ) -> Pipeline:
     """A pipeline for "mini", a model folder, a released model ("5b") or a hub id.
 
@@ -45,7 +47,9 @@ def load(
     use), "none" never does, "auto" does when memory is short. `lora` holds files, or pairs (file, weight).
     Single conventions can be chosen too: `image_scale` ("sat", "diffusers", "trainers") of the image
     condition, `unconditional` text ("zeros", "empty"), `position_policy` ("interpolate", "extrapolate").
-    Raises InputError when the model does not exist, is damaged or does not fit.
+    If the text encoder is to be freed after use and all `texts` that it will be asked for are given, it is
+    gone before the other parts are read. Raises InputError when the model does not exist, is damaged or does
+    not fit.
     """
     check_words(offload, compat)
     pairs = [one if isinstance(one, tuple) else (one, 1.0) for one in lora]
@@ -56,6 +60,13 @@ def load(
     loras = [(adapters.load_lora(file), weight) for file, weight in pairs]
     accelerator = target.type != "cpu"
     named = {"image_scale": image_scale, "unconditional": unconditional, "position_policy": position_policy}
+    release_text = parts_wait and not accelerator
+
+    def text_ready(text: TextEncoder) -> None:
+        if release_text and texts:
+            text.keep(texts)
+            text.release()
+
     conventions: dict[str, Any] = {name: value for name, value in named.items() if value is not None}
     model = load_model(
         lasting(source),
@@ -63,6 +74,7 @@ def load(
         device=None if parts_wait or not accelerator else target,
         revision=revision,
         compat=compat,
+        text_ready=text_ready,
         **conventions,
     )
     if loras:
@@ -71,7 +83,7 @@ def load(
         model,
         Place(target, precision, offload=parts_wait and accelerator),
         compat,
-        release_text=parts_wait and not accelerator,
+        release_text=release_text,
         adapters=tuple((lasting(file), weight) for file, weight in pairs),
         revision=revision,
         conventions=conventions,
@@ -107,7 +119,7 @@ def survey(source: str | Path, dtype: torch.dtype, revision: str | None = None) 
 
 def must_wait(spec: ModelSpec, weights: Weights, target: torch.device, offload: Offload) -> bool:
     """Whether parts have to wait for their turn. InputError when not even that fits."""
-    free = memory(target).free - OVERHEAD
+    free = memory(target).free
     waiting = max(weights.text, weights.transformer + weights.vae)
     if target.type != "cpu":
         waiting = max(weights.text, weights.transformer, weights.vae)

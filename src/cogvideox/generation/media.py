@@ -19,11 +19,11 @@ from torch import Tensor
 
 from cogvideox.core.errors import InputError
 from cogvideox.core.files import atomic_path
-from cogvideox.core.shapes import PIXELS_PER_LATENT, pixel_frames
+from cogvideox.core.shapes import PIXELS_PER_LATENT, encode_plan, pixel_frames
 from cogvideox.data.video import Frames, Info, cover_crop, is_picture, probe, read_image, read_video, retime
 from cogvideox.generation.request import Given, Request
 from cogvideox.models.specs import ModelSpec
-from cogvideox.models.vae.autoencoder import VAE
+from cogvideox.models.vae.autoencoder import VAE, Posterior
 
 LATENTS = ".safetensors"
 _KEY = "cogvideox"
@@ -190,13 +190,16 @@ def to_frames(video_BCTHW: Tensor) -> Frames:
 
 @torch.no_grad()
 def encode(vae: VAE, frames: Frames, noise_CTHW: Tensor | None = None, *, condition: bool = False) -> Tensor:
-    """Frames (4k+1, H, W, 3) -> latents (C, T, H, W), fp32 on the CPU.
+    """Frames (4k+1, H, W, 3) -> latents (C, T, H, W), fp32 on the CPU. One chunk is in floats at a time.
 
     The posterior's mode, or a sample with `noise_CTHW`. `condition` applies the scale of image conditions.
     """
-    video = to_signed(frames).to(next(vae.parameters()).device)
+    plan, device = encode_plan(len(frames)), next(vae.parameters()).device
+    starts = np.cumsum(plan.sizes)[:-1]
+    chunks = (to_signed(part).to(device) for part in np.split(frames, starts))
+    posterior = Posterior.join(vae.encode_stream(chunks, lead=plan.lead))
     noise = None if noise_CTHW is None else noise_CTHW[None]
-    return vae.encode(video, noise=noise, condition=condition)[0].float().cpu()
+    return vae.latents(posterior, noise, condition=condition)[0].float().cpu()
 
 
 def check_latents(latents_CTHW: Tensor, spec: ModelSpec) -> None:

@@ -16,13 +16,14 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import cogvideox
 from cogvideox.checkpoints.configs import Compat
 from cogvideox.checkpoints.folder import Model
 from cogvideox.core.device import memory
 from cogvideox.core.errors import InputError
+from cogvideox.core.pages import FilePages
 from cogvideox.core.shapes import ClipShape
 from cogvideox.data.video import Frames
 from cogvideox.diffusion.schedule import Schedule
@@ -146,7 +147,8 @@ class Pipeline:
             start_CTHW=None if latents is None else as_latents(latents),
         )
         noises = self._noises(generator, len(prompts))
-        self.embed_ahead([*prompts, negative])
+        if self.release_text:  # after the first clip
+            self.text_encoder.keep([*prompts, negative])
         results = []
         for text, cond, uncond, noise in zip(prompts, conds, unconds, noises, strict=True):
             one = Request.parse(request.model_dump() | {"prompt": text})
@@ -169,17 +171,6 @@ class Pipeline:
             raise
         return Video(frames, made.fps, latents, made.metadata)
 
-    def embed_ahead(self, texts: Sequence[str]) -> None:
-        """Embed all texts of a batch and keep them, if the encoder is freed after the first clip."""
-        if not self.release_text:
-            return
-        cache = self.text_encoder.cache
-        cache.capacity = max(cache.capacity, len(cache) + len(texts))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # each clip says itself what its prompt lost
-            for text in texts:
-                self.text_encoder.encode([text])
-
     def prepare(self, request: Request, inputs: Inputs) -> tuple[Settings, Plan]:
         """Decide and plan. InputError when the request is illegal or does not fit the free memory."""
         if not request.prompt.strip() and inputs.cond_LC is None:
@@ -196,23 +187,35 @@ class Pipeline:
             shape,
             settings.longest(shape),
             guided=settings.guided,
+            encoded=settings.encoded(shape),
             dtype=self.place.dtype,
             memory=memory(self.place.device),
             weights=self.weights,
-            loaded=not self.place.offload,
+            held=0 if self.place.offload else self._held,
             wait=self.place.offload,
             accelerator=self.place.offload,
         )
 
     @property
     def weights(self) -> Weights:
-        """Bytes of the parts as they are in memory."""
-        parts = (self.model.text.model, self.model.transformer, self.model.vae)
-        return Weights(*(sum(p.numel() * p.element_size() for p in part.parameters()) for part in parts))
+        """Bytes of the parts; a text encoder that was freed counts nothing."""
+        return Weights(*(sum(p.nbytes for p in part.parameters() if not p.is_meta) for part in self._parts))
+
+    @property
+    def _held(self) -> int:
+        """Bytes of the weights that are in memory for good; the system takes the pages of files back."""
+        pages = FilePages()
+        return sum(
+            p.nbytes for part in self._parts for p in part.parameters() if not (p.is_meta or pages.hold(p))
+        )
+
+    @property
+    def _parts(self) -> tuple[nn.Module, ...]:
+        return self.model.text.model, self.model.transformer, self.model.vae
 
     def latents(self, request: Request, inputs: Inputs, watch: Watch, noise: Noise | None = None) -> Latents:
         """Carry out a request up to the latents of its clip; `noise` defaults to that of its seed."""
-        settings, _ = self.prepare(request, inputs)
+        settings, plan = self.prepare(request, inputs)
         for note in settings.notes:
             watch.note(note)
         clip_CTHW = generate(
@@ -225,6 +228,7 @@ class Pipeline:
             watch,
             compat=self.compat,
             release_text=self.release_text,
+            apart=plan.apart,
         )
         return Latents(clip_CTHW, settings.fps, self._record(request, settings, inputs, noise))
 

@@ -1,8 +1,4 @@
-"""What a request will cost, from specs alone: memory by stage and time by stage, before anything is loaded.
-
-Activations are counted in units measured on CPUs (`tests/generation/test_plan.py` measures them again): the
-largest tensors of a transformer block and of the decoder's last level that are alive at once.
-"""
+"""What a request will cost, from specs alone: memory and time by stage, before anything is loaded."""
 
 from __future__ import annotations
 
@@ -17,18 +13,14 @@ import torch.nn.functional as F
 
 from cogvideox.core.device import Memory
 from cogvideox.core.errors import InputError
-from cogvideox.core.shapes import DECODE_CHUNK, PIXELS_PER_LATENT, ClipShape, pixel_frames, plan_shape
+from cogvideox.core.shapes import PIXELS_PER_LATENT, ClipShape, plan_shape
+from cogvideox.generation.memory import decoding, encoding, sampling
 from cogvideox.generation.request import Settings
-from cogvideox.models.specs import ModelSpec, VAESpec
+from cogvideox.models.specs import ModelSpec, TransformerSpec, VAESpec
 from cogvideox.models.transformer.model import Transformer
 from cogvideox.models.vae.autoencoder import VAE
 
 GIB = 2**30
-BLOCK_UNITS = 22
-"""Tensors of the size of the hidden state that a transformer block keeps alive."""
-DECODER_UNITS = 9
-"""Tensors of the size of the decoder's widest full-resolution level that it keeps alive."""
-OVERHEAD = 64 * 2**20
 T5_XXL_PARAMETERS = 4_762_310_656
 
 
@@ -53,6 +45,8 @@ class Plan:
     tokens: int
     """Of one branch in the longest window, text included."""
     weights: Weights
+    encoding: int
+    """Activations of the VAE's encoder, for one chunk; 0: nothing is encoded."""
     sampling: int
     """Activations of the transformer."""
     decoding: int
@@ -62,6 +56,8 @@ class Plan:
     free: int
     wait: bool
     """The parts wait for their turn, because they do not fit together (or because they were told to)."""
+    apart: bool
+    """The branches of guidance run one after the other, because they do not fit together."""
 
     @property
     def fits(self) -> bool:
@@ -93,28 +89,38 @@ def make_plan(
     dtype: torch.dtype,
     memory: Memory,
     weights: Weights,
-    loaded: bool = False,
+    encoded: int = 0,
+    held: int = 0,
     wait: bool | None = None,
     accelerator: bool = False,
 ) -> Plan:
-    """The plan for a clip of `shape` whose longest window has `longest` latent frames (padding not counted).
+    """The plan for a clip of `shape` whose longest window has `longest` latent frames (padding not counted)
+    and of which `encoded` frames are given.
 
-    `loaded` weights are in memory already. Parts that `wait` for their turn are not in memory together: on
-    an `accelerator` only the part at work is, on a CPU the text encoder is freed after use. None: only if
-    they must.
+    `held` bytes of the weights are in memory already. Parts that `wait` for their turn are not in memory
+    together: on an `accelerator` only the part at work is, on a CPU the text encoder is freed after use.
+    None: only if they must. Branches of guidance run together if they fit.
     """
     tokens, size = _tokens(spec, shape, longest), dtype.itemsize
-    sampling = OVERHEAD + BLOCK_UNITS * (1 + guided) * tokens * spec.transformer.width * size
-    chunk = pixel_frames(DECODE_CHUNK + 1) * shape.height * shape.width
-    decoding = OVERHEAD + DECODER_UNITS * chunk * max(spec.vae.channels[:2]) * size
-    working = max(sampling, decoding)
-    together = working if loaded else weights.total + working
-    apart = max(weights.text, weights.transformer + weights.vae + working)
-    if accelerator:
-        apart = max(weights.text, weights.transformer + sampling, weights.vae + decoding)
-    if wait is None:
-        wait = not loaded and together > memory.free
-    return Plan(shape, tokens, weights, sampling, decoding, apart if wait else together, memory.free, wait)
+    clip = shape.height, shape.width, size
+    to_decode = decoding(spec.vae, shape.frames, *clip).bytes()
+    to_encode = encoding(spec.vae, encoded, *clip).bytes() if encoded else 0
+
+    def make(wait: bool, apart: bool) -> Plan:
+        to_sample = sampling(spec.transformer, tokens, 1 if apart else 1 + guided, size).bytes()
+        coding = max(to_encode, to_decode)
+        if not wait:
+            peak = weights.total - held + max(to_sample, coding)
+        elif accelerator:
+            peak = max(weights.text, weights.transformer + to_sample, weights.vae + coding)
+        else:
+            peak = max(weights.text, weights.transformer + weights.vae + max(to_sample, coding))
+        needs = to_encode, to_sample, to_decode, peak
+        return Plan(shape, tokens, weights, *needs, memory.free, wait, apart and guided)
+
+    waits = (False, True) if wait is None else (wait,)
+    plans = [make(wait, apart) for apart in (False, True) for wait in waits]
+    return next((plan for plan in plans if plan.fits), plans[-1])
 
 
 def check(plan: Plan, spec: ModelSpec, replan: Callable[[ClipShape], Plan]) -> None:
@@ -203,15 +209,20 @@ def seconds_of(
     steps = 0.0
     for window in settings.windows:
         tokens = _tokens(spec, shape, window.known + window.new)
-        linear = 2 * tokens * 12 * t.width**2 * t.layers / speeds.matmul
-        attention = 4 * tokens**2 * t.width * t.layers / speeds.attention
-        steps += (settings.steps - settings.start) * branches * (linear + attention)
+        steps += (settings.steps - settings.start) * branches * forward_seconds(t, tokens, speeds)
     vae = decoder_operations(spec.vae, shape) / speeds.convolution
     text = 2 * weights.text / dtype.itemsize * t.text_length * (1 + bool(settings.negative)) / speeds.matmul
     stages = {"text": text, "sample": steps, "decode": vae}
     if settings.task in ("video", "extend"):
         stages["encode"] = 0.75 * vae  # one residual block in four less
     return stages
+
+
+def forward_seconds(spec: TransformerSpec, tokens: int, speeds: Speeds) -> float:
+    """Estimated seconds of the transformer for one branch of so many tokens."""
+    linear = 2 * tokens * 12 * spec.width**2 * spec.layers / speeds.matmul
+    attention = 4 * tokens**2 * spec.width * spec.layers / speeds.attention
+    return linear + attention
 
 
 def decoder_operations(spec: VAESpec, shape: ClipShape) -> float:

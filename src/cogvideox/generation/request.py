@@ -142,6 +142,12 @@ class Settings:
             return latent_frames(shape.frames)
         return max(window.known + window.new for window in self.windows)
 
+    def encoded(self, shape: ClipShape) -> int:
+        """Frames that the VAE encodes at most, if the clip had this shape."""
+        if self.task == "extend":
+            return max(1, shape.frames - 4 * sum(window.new for window in self.windows))
+        return {"text": 0, "image": 1, "video": shape.frames}[self.task]
+
     def complete(self, request: Request) -> Request:
         """The request with nothing left open, so that it means the same when defaults change."""
         return request.model_copy(

@@ -43,6 +43,8 @@ class Planned:
             "tokens": self.plan.tokens,
             "needs": self.plan.peak,
             "free": self.plan.free,
+            "text_encoder_released": self.plan.wait,
+            "branches_apart": self.plan.apart,
             "seconds": self.seconds,
             "notes": list(self.settings.notes),
         }
@@ -116,6 +118,7 @@ class Session:
             shape,
             settings.longest(shape),
             guided=settings.guided,
+            encoded=settings.encoded(shape),
             dtype=self.dtype,
             memory=memory(self.device),
             weights=weights,
@@ -127,11 +130,11 @@ class Session:
         """Load the model, as it was when the record was made; encode all prompts if the encoder must go."""
         torch.set_num_threads(self.record.get("threads", torch.get_num_threads()))
         waits = any(one.plan.wait for one in planned)
-        pipe = load(**{**self.loading, "offload": "cpu" if waits else self.loading["offload"]})
+        requests = [one.job.request for one in planned]
+        texts = [text for r in requests for text in (r.prompt, r.negative)]
+        pipe = load(**{**self.loading, "offload": "cpu" if waits else self.loading["offload"]}, texts=texts)
         if self.record and self.record["model"].get("fingerprint") != pipe.model.fingerprint:
             watch.note("the model has other weights than the one that made the file: frames will differ")
-        requests = [one.job.request for one in planned]
-        pipe.embed_ahead([text for r in requests for text in (r.prompt, r.negative)])
         return pipe
 
 

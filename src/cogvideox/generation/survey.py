@@ -76,6 +76,7 @@ def _row(
             shape,
             latent_frames(shape.frames),
             guided=settings.guided,
+            encoded=settings.encoded(shape),
             dtype=dtype,
             memory=there,
             weights=weights,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import warnings
 from collections import OrderedDict
@@ -61,8 +62,7 @@ class EmbeddingCache:
 class TextEncoder:
     """Prompts -> embeddings of exactly `length` tokens; padding is encoded like text, no mask anywhere.
 
-    `model` is an ordinary module and may be moved between devices; `model.to("meta")` frees its memory,
-    after which only cached prompts can still be had.
+    `model` is an ordinary module and may be moved between devices.
     """
 
     def __init__(
@@ -128,6 +128,20 @@ class TextEncoder:
         embedding = self.model(input_ids=padded).last_hidden_state[0].cpu()
         self.cache.put(key, embedding)
         return embedding
+
+    def keep(self, prompts: Sequence[str]) -> None:
+        """Embed `prompts` and have them stay in the cache, however many they are. Does not warn."""
+        self.cache.capacity = max(self.cache.capacity, len(self.cache) + len(prompts))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for prompt in prompts:
+                self.encode([prompt])
+
+    def release(self) -> None:
+        """Free the weights: only prompts in the cache can still be had."""
+        if self.model.device.type != "meta":
+            self.model.to("meta")
+            gc.collect()
 
     def _ids(self, prompt: str) -> list[int]:
         """All tokens of a prompt with the end marker, neither padded nor cut."""

@@ -110,6 +110,12 @@ class Posterior:
         mean, logvar = moments_BCTHW.chunk(2, dim=1)
         return cls(mean, logvar.clamp(-30.0, 20.0))
 
+    @classmethod
+    def join(cls, parts: Iterable[Posterior]) -> Posterior:
+        """The posterior of a clip from those of its chunks."""
+        parts = list(parts)
+        return cls(torch.cat([p.mean for p in parts], 2), torch.cat([p.logvar for p in parts], 2))
+
     def sample(self, noise: Tensor) -> Tensor:
         """A latent drawn with the given standard normal `noise` of the mean's shape."""
         return self.mean + torch.exp(0.5 * self.logvar) * noise
@@ -180,8 +186,7 @@ class VAE(nn.Module):
         """Unscaled posterior of a whole clip; `plan` defaults to `encode_plan`."""
         plan = plan or encode_plan(video_BCTHW.shape[2])
         _check(video_BCTHW, 3, plan)
-        parts = list(self.encode_stream(video_BCTHW.split(plan.sizes, dim=2), lead=plan.lead))
-        return Posterior(torch.cat([p.mean for p in parts], 2), torch.cat([p.logvar for p in parts], 2))
+        return Posterior.join(self.encode_stream(video_BCTHW.split(plan.sizes, dim=2), lead=plan.lead))
 
     def encode(
         self,
@@ -198,7 +203,10 @@ class VAE(nn.Module):
         (`VAESpec.condition_scale`). Raises ValueError when the frames do not fit the plan or the size is not
         8n.
         """
-        posterior = self.posterior(video_BCTHW, plan)
+        return self.latents(self.posterior(video_BCTHW, plan), noise, condition=condition)
+
+    def latents(self, posterior: Posterior, noise: Tensor | None, *, condition: bool = False) -> Tensor:
+        """What `encode` makes of a clip's posterior."""
         z = posterior.mean if noise is None else posterior.sample(noise.to(posterior.mean))
         return z * (self.spec.condition_scale if condition else self.spec.scale)
 
