@@ -121,3 +121,18 @@ def test_bf16_is_as_near_to_fp32_as_diffusers_is():
     ours, theirs = by_us("bf16", 128, 128), by_diffusers(torch.bfloat16, 128, 128)
     errors = [np.sqrt(np.square(video - exact).mean()) for video in (ours, theirs)]
     assert errors[0] < 1.1 * errors[1] < 0.02
+
+
+def test_its_presets_are_measured_for_these_weights(mini):
+    assert mini.calibration.fingerprint == mini.model.fingerprint
+    assert (mini.calibration.sampler, mini.calibration.steps) == (mini.spec.sampler, mini.spec.steps)
+    high, fast = (mini.calibration.presets[name].price for name in ("high", "fast"))
+    assert high.worst >= 35
+    assert fast.faster >= 2
+
+
+@pytest.mark.parametrize(("quality", "psnr"), [("high", 35), ("fast", 24)])
+def test_presets_make_nearly_the_exact_video(mini, quality, psnr):
+    """Another prompt and seed than the calibration's."""
+    exact, made = (mini(PROMPT, seed=5, quality=name).frames / 255 for name in ("exact", quality))
+    assert -10 * np.log10(np.square(made - exact).mean()) > psnr

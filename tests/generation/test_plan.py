@@ -7,7 +7,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tools.fit_memory import RELEASED, Case, estimate, run
 
 from cogvideox.core.device import Memory
 from cogvideox.core.errors import InputError
@@ -25,6 +24,7 @@ from cogvideox.generation.plan import (
 from cogvideox.generation.request import Request, decide
 from cogvideox.models.specs import SPECS, VAESpec
 from cogvideox.models.vae.autoencoder import VAE
+from tools.fit_memory import RELEASED, Case, estimate, run
 
 
 def plan_of(name, free, shape=None, **changes):

@@ -21,6 +21,7 @@ FILE_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")  # no repositor
 MODEL_FILES = (
     "model_index.json",
     "cogvideox.json",
+    "quality.json",
     "*/*config.json",
     "*/*.safetensors",
     "*/*.safetensors.index.json",

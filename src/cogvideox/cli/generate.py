@@ -27,10 +27,10 @@ NAMES = (
         "height",
         "width",
     ),
-    *("aspect", "steps", "guidance", "dynamic_guidance", "sampler", "seed"),
+    *("aspect", "steps", "guidance", "dynamic_guidance", "sampler", "seed", "quality", "plan"),
 )
 FORMS = "File (.mp4 .webm .gif .webp .png .png-folder .safetensors) or folder."
-LOADING = ("model", "revision", "dtype", "device", "compat", "lora")
+LOADING = ("model", "revision", "dtype", "device", "compat", "lora", "calibration")
 
 Text = Annotated[str | None, typer.Argument(metavar="PROMPT", help="What is to be seen.", show_default=False)]
 Str = str | None
@@ -65,6 +65,8 @@ def generate(
     count: Annotated[int, _option("Sampling", "Videos per prompt: seeds SEED, SEED+1, ...")] = 1,
     prompts: Annotated[Path | None, _option("Input", "One prompt a line, or JSONL of settings.")] = None,
     sampler: Annotated[Str, _option("Sampling", "ddim, dpm++2m-sde or dpm++2m-ode.")] = None,
+    quality: Annotated[Str, _option("Sampling", "exact, high or fast: as calibrated for the model.")] = None,
+    plan: Annotated[Str, _option("Sampling", "Step plan, or a file of `cogvideox calibrate`.")] = None,
     lora: Annotated[list[str] | None, _option("Model", "FILE[:weight]; may be repeated.")] = None,
     dtype: Annotated[Str, _option("Model", "bf16, fp16 or fp32.")] = None,
     device: Annotated[Str, _option("Model", "cpu, cuda or mps.")] = None,
@@ -77,9 +79,11 @@ def generate(
 ) -> None:
     """Make videos. Files hold their request; the latents are kept until the video is written."""
     began = time.monotonic()
-    height, width = _size(size)
+    height, width = size_of(size)
+    calibration, plan = (plan, None) if plan and Path(plan).is_file() else (None, plan)
     options = locals()
     given = {name: options[name] for name in NAMES if options[name] is not None}
+    from cogvideox.core.errors import InputError
     from cogvideox.generation import jobs
     from cogvideox.generation.console import ConsoleWatch
     from cogvideox.generation.session import Session
@@ -87,6 +91,8 @@ def generate(
     watch = ConsoleWatch(began=began)
     record = {} if repeat is None else jobs.recorded(repeat)
     base = jobs.override(jobs.repeatable(record, repeat, given) if repeat else {}, given)
+    if calibration is not None and prompts is None and "quality" not in base:
+        raise InputError(f"{calibration} holds presets: choose one, --quality high or --quality fast")
     todo = jobs.place(jobs.expand(base, jobs.rows(base, prompts), count), output)
     loading = {name: options[name] for name in LOADING}
     session = Session.of(loading, record, offload)
@@ -99,7 +105,7 @@ def generate(
         _make(session, planned, watch, preview, as_json)
 
 
-def _size(size: str | None) -> tuple[int | None, int | None]:
+def size_of(size: str | None) -> tuple[int | None, int | None]:
     """(height, width) from WIDTHxHEIGHT."""
     from cogvideox.core.errors import InputError
 

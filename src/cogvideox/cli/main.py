@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 import cogvideox
-from cogvideox.cli import bench, convert, data, decode, doctor, generate, info, models, train
+from cogvideox.cli import bench, calibrate, convert, data, decode, doctor, generate, info, models, train
 from cogvideox.core.errors import InputError, NonFiniteError
 from cogvideox.core.heap import one_heap
 
@@ -41,6 +41,7 @@ for command in (
     models.models,
     doctor.doctor,
     convert.convert,
+    calibrate.calibrate,
     train.train,
     bench.bench,
 ):

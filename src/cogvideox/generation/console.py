@@ -27,6 +27,8 @@ from cogvideox.generation.plan import Plan, gib
 from cogvideox.generation.watch import Advance, Watch
 
 if TYPE_CHECKING:
+    from cogvideox.generation.quality import Calibration
+    from cogvideox.generation.request import Settings
     from cogvideox.generation.session import Planned, Session
 
 PREVIEW_SECONDS = 4.0
@@ -123,9 +125,11 @@ def plan_lines(session: Session, planned: Planned) -> list[str]:
     windows = f" in {len(settings.windows)} windows" if len(settings.windows) > 1 else ""
     scale = f"guidance {settings.guidance:g} {settings.dynamic}" if settings.guided else "no guidance"
     where = f"{session.device.type} ({str(session.dtype).removeprefix('torch.')})"
+    plan_line = [] if settings.plan is None else [quality_line(settings, session.calibration)]
     return [
         f"{session.model[0].name}: {_GIVEN[settings.task]} to {clip}",
-        f"{steps}{windows}, {scale}, seed {settings.seed}",
+        f"{steps}{windows}, {scale}, seed {settings.seed}, quality {settings.quality}",
+        *plan_line,
         f"{plan.tokens:,} tokens; needs {gib(plan.peak)}, {gib(plan.free)} free; "
         f"about {duration(sum(planned.seconds.values()))} on {where}",
         *_savings(plan, session.device.type),
@@ -140,6 +144,18 @@ def _savings(plan: Plan, device: str) -> list[str]:
     branches = "the branches of guidance run one after the other"
     ways = [way for way, needed in ((parts, plan.wait), (branches, plan.apart)) if needed]
     return ["to save memory, " + " and ".join(ways)] if ways else []
+
+
+def quality_line(settings: Settings, calibration: Calibration | None) -> str:
+    """What a step plan leaves out, and what that costs."""
+    assert settings.plan is not None
+    done = settings.plan.resolved(settings.start, settings.guided)
+    blocks = f"{done.blocks.count('f')} of {len(done)} steps in full"
+    guided = f", guidance in {len(done) - done.guidance.count('c')}" if settings.guided else ""
+    price = "price not measured"
+    if settings.price is not None and calibration is not None:
+        price = f"measured: {settings.price} ({calibration.conditions})"
+    return f"plan {settings.plan}: {blocks}{guided}; {price}"
 
 
 def report_line(report: dict[str, float]) -> str:

@@ -86,7 +86,14 @@ def generate(
             start = sampler.start(x_CTHW.to(place.device), settings.start)
             loop_dtype = place.dtype if compat else torch.float32
             states = sample(
-                model.transformer, sampler, start, conditions, noise, window=index, loop_dtype=loop_dtype
+                model.transformer,
+                sampler,
+                start,
+                conditions,
+                noise,
+                window=index,
+                loop_dtype=loop_dtype,
+                plan=settings.plan,
             )
             for state in states:
                 advance()

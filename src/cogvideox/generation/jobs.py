@@ -25,6 +25,10 @@ _RIVALS = {
     "image": ("video", "extend"),
     "video": ("image", "extend"),
     "extend": ("image", "video"),
+    "quality": ("plan", "steps", "sampler"),
+    "plan": ("quality", "steps"),
+    "steps": ("plan",),
+    "sampler": ("plan",),
 }
 
 

@@ -18,6 +18,7 @@ from cogvideox.core.errors import InputError, nearest
 from cogvideox.generation.generate import Place
 from cogvideox.generation.pipeline import Pipeline
 from cogvideox.generation.plan import Weights, gib, weights_of
+from cogvideox.generation.quality import FILE, Calibration
 from cogvideox.models.specs import SPECS, ModelSpec, PositionPolicy, Unconditional
 from cogvideox.models.text import TextEncoder
 
@@ -38,6 +39,7 @@ def load(
     unconditional: Unconditional | None = None,
     position_policy: PositionPolicy | None = None,
     texts: Sequence[str] = (),
+    calibration: str | Path | None = None,
 ) -> Pipeline:
     """A pipeline for "mini", a model folder, a released model ("5b") or a hub id.
 
@@ -48,14 +50,16 @@ def load(
     Single conventions can be chosen too: `image_scale` ("sat", "diffusers", "trainers") of the image
     condition, `unconditional` text ("zeros", "empty"), `position_policy` ("interpolate", "extrapolate").
     If the text encoder is to be freed after use and all `texts` that it will be asked for are given, it is
-    gone before the other parts are read. Raises InputError when the model does not exist, is damaged or does
-    not fit.
+    gone before the other parts are read. `calibration` is a file of `cogvideox calibrate`, where the model
+    comes without one or another is wanted. Raises InputError when the model does not exist, is damaged or
+    does not fit.
     """
     check_words(offload, compat)
     pairs = [one if isinstance(one, tuple) else (one, 1.0) for one in lora]
     target = pick_device(device)
     precision = pick_dtype(dtype, target)
     spec, weights = survey(source, precision, revision)
+    found = calibration_of(source, revision) if calibration is None else Calibration.read(Path(calibration))
     parts_wait = must_wait(spec, weights, target, offload)
     loras = [(adapters.load_lora(file), weight) for file, weight in pairs]
     accelerator = target.type != "cpu"
@@ -87,6 +91,7 @@ def load(
         adapters=tuple((lasting(file), weight) for file, weight in pairs),
         revision=revision,
         conventions=conventions,
+        calibration=found,
     )
 
 
@@ -115,6 +120,14 @@ def survey(source: str | Path, dtype: torch.dtype, revision: str | None = None) 
     skipped = ("decoder.", "lm_head.")
     count = sum(files[key].numel() for key in files if not key.startswith(skipped))
     return spec, weights_of(spec, dtype, count * dtype.itemsize)
+
+
+def calibration_of(source: str | Path, revision: str | None = None) -> Calibration | None:
+    """The calibration that comes with a model; None where there is none. Fetches nothing by a short name."""
+    if str(source) in SPECS and not Path(source).is_dir():
+        return None
+    path = resolve(source, revision) / FILE
+    return Calibration.read(path) if path.is_file() else None
 
 
 def must_wait(spec: ModelSpec, weights: Weights, target: torch.device, offload: Offload) -> bool:

@@ -66,6 +66,11 @@ def sampling(spec: TransformerSpec, tokens: int, branches: int, itemsize: int) -
     return Need("sample", itemsize, branches * tokens * spec.width * itemsize)
 
 
+def residuals(spec: TransformerSpec, tokens: int, branches: int, itemsize: int) -> int:
+    """Bytes that a step plan adds: two residuals of each branch, what they are added to, and the sum."""
+    return 4 * branches * tokens * spec.width * itemsize
+
+
 def decoding(spec: VAESpec, frames: int, height: int, width: int, itemsize: int) -> Need:
     """Decoding a clip of so many pixels chunk by chunk. Long clips need no more than short ones."""
     chunk = pixel_frames(max(decode_plan(latent_frames(frames)).sizes)) + 1  # some tensors have two more

@@ -32,6 +32,7 @@ from cogvideox.generation.generate import Place, generate
 from cogvideox.generation.media import Inputs, Latents, Media, as_latents, previous
 from cogvideox.generation.noise import GeneratorNoise, KeyedNoise, Noise
 from cogvideox.generation.plan import Plan, Weights, check, make_plan
+from cogvideox.generation.quality import Calibration
 from cogvideox.generation.request import IN_MEMORY, Request, Settings, decide
 from cogvideox.generation.result import Video
 from cogvideox.generation.watch import Watch
@@ -69,6 +70,8 @@ class Pipeline:
     """Version of the hub's repository that was asked for."""
     conventions: Mapping[str, str] = field(default_factory=dict)
     """Single conventions that were chosen in `load`."""
+    calibration: Calibration | None = None
+    """What the presets of `quality` mean."""
 
     def __repr__(self) -> str:
         return f"Pipeline({self.spec.name} on {self.place.device} in {self.place.dtype})"
@@ -118,6 +121,8 @@ class Pipeline:
         output: Literal["video", "latents"] = "video",
         *,
         sampler: str | None = None,
+        quality: str = "exact",
+        plan: str | None = None,
         aspect: str | None = None,
         watch: Watch | None = None,
     ) -> Any:
@@ -125,7 +130,8 @@ class Pipeline:
 
         `image` (path, PIL, uint8 array) is the first frame, `video` a clip to repaint by `strength`,
         `extend` a result, a clip or latents to continue up to `frames` or `seconds` in all. Whatever is
-        None is the model's own choice. `generator` draws all noise in diffusers' order and ignores `seed`;
+        None is the model's own choice. `quality` "high" or "fast" trades likeness to "exact" for time, as
+        measured; `plan` is a step plan. `generator` draws all noise in diffusers' order and ignores `seed`;
         `latents` (1, C, T, H, W) replace the noise to start from; `prompt_embeds` (n, L, dim) replace the
         prompt. Videos of a list equal those made alone. Raises InputError for what cannot be done and
         NonFiniteError when numbers blow up.
@@ -175,7 +181,7 @@ class Pipeline:
         """Decide and plan. InputError when the request is illegal or does not fit the free memory."""
         if not request.prompt.strip() and inputs.cond_LC is None:
             raise InputError("the prompt is empty")
-        settings = decide(request, self.spec, inputs.given, self.compat)
+        settings = decide(request, self.spec, inputs.given, self.compat, self.calibration)
         plan = self.plan(settings, settings.shape)
         check(plan, self.spec, lambda shape: self.plan(settings, shape))
         return settings, plan
@@ -188,6 +194,7 @@ class Pipeline:
             settings.longest(shape),
             guided=settings.guided,
             encoded=settings.encoded(shape),
+            kept=settings.plan is not None,
             dtype=self.place.dtype,
             memory=memory(self.place.device),
             weights=self.weights,
@@ -270,6 +277,7 @@ class Pipeline:
             "cogvideox": cogvideox.__version__,
             "request": settings.complete(request).brief(),
             "task": settings.task,
+            "quality": settings.quality_facts,
             "inputs": inputs.digests(),
             "unrepeatable": [name for name, given in own.items() if given],
             "model": {

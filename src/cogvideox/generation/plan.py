@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from cogvideox.core.device import Memory
 from cogvideox.core.errors import InputError
 from cogvideox.core.shapes import PIXELS_PER_LATENT, ClipShape, plan_shape
-from cogvideox.generation.memory import decoding, encoding, sampling
+from cogvideox.generation.memory import decoding, encoding, residuals, sampling
 from cogvideox.generation.request import Settings
 from cogvideox.models.specs import ModelSpec, TransformerSpec, VAESpec
 from cogvideox.models.transformer.model import Transformer
@@ -86,6 +86,7 @@ def make_plan(
     longest: int,
     *,
     guided: bool,
+    kept: bool = False,
     dtype: torch.dtype,
     memory: Memory,
     weights: Weights,
@@ -97,17 +98,19 @@ def make_plan(
     """The plan for a clip of `shape` whose longest window has `longest` latent frames (padding not counted)
     and of which `encoded` frames are given.
 
-    `held` bytes of the weights are in memory already. Parts that `wait` for their turn are not in memory
-    together: on an `accelerator` only the part at work is, on a CPU the text encoder is freed after use.
-    None: only if they must. Branches of guidance run together if they fit.
+    A step plan has residuals `kept`. `held` bytes of the weights are in memory already. Parts that `wait` for
+    their turn are not in memory together: on an `accelerator` only the part at work is, on a CPU the text
+    encoder is freed after use. None: only if they must. Branches of guidance run together if they fit.
     """
     tokens, size = _tokens(spec, shape, longest), dtype.itemsize
     clip = shape.height, shape.width, size
     to_decode = decoding(spec.vae, shape.frames, *clip).bytes()
     to_encode = encoding(spec.vae, encoded, *clip).bytes() if encoded else 0
 
+    to_keep = residuals(spec.transformer, tokens, 1 + guided, size) if kept else 0
+
     def make(wait: bool, apart: bool) -> Plan:
-        to_sample = sampling(spec.transformer, tokens, 1 if apart else 1 + guided, size).bytes()
+        to_sample = sampling(spec.transformer, tokens, 1 if apart else 1 + guided, size).bytes() + to_keep
         coding = max(to_encode, to_decode)
         if not wait:
             peak = weights.total - held + max(to_sample, coding)
@@ -204,12 +207,12 @@ def seconds_of(
     spec: ModelSpec, settings: Settings, weights: Weights, dtype: torch.dtype, speeds: Speeds
 ) -> dict[str, float]:
     """Estimated seconds by stage. Small models spend more than this on overheads."""
-    t, branches = spec.transformer, 1 + settings.guided
+    t = spec.transformer
     shape = settings.shape
     steps = 0.0
     for window in settings.windows:
         tokens = _tokens(spec, shape, window.known + window.new)
-        steps += (settings.steps - settings.start) * branches * forward_seconds(t, tokens, speeds)
+        steps += settings.work * forward_seconds(t, tokens, speeds)
     vae = decoder_operations(spec.vae, shape) / speeds.convolution
     text = 2 * weights.text / dtype.itemsize * t.text_length * (1 + bool(settings.negative)) / speeds.matmul
     stages = {"text": text, "sample": steps, "decode": vae}

@@ -21,7 +21,9 @@ from cogvideox.core.shapes import ClipShape, latent_frames, pixel_frames, plan_s
 from cogvideox.data.video import Info
 from cogvideox.diffusion.guidance import MODES
 from cogvideox.diffusion.samplers import KINDS, start_index
+from cogvideox.diffusion.stepplan import StepPlan
 from cogvideox.diffusion.timesteps import sampling_timesteps
+from cogvideox.generation.quality import QUALITIES, Calibration, Price
 from cogvideox.models.specs import ModelSpec
 
 Task = Literal["text", "image", "video", "extend"]
@@ -62,6 +64,10 @@ class Request(BaseModel):
     dynamic_guidance: str | None = None
     """How the scale changes over the steps, a mode of `diffusion.guidance`."""
     sampler: str | None = None
+    quality: str = "exact"
+    """Preset of the model's calibration: what of the exact result may be given up for time."""
+    plan: str | None = None
+    """Step plan in text, such as f6rfrf21/p20c10 (`diffusion.stepplan`); overrides the preset's."""
     seed: int = Field(0, ge=SEEDS[0], le=SEEDS[1])
 
     @field_validator("image", "video", "extend")
@@ -82,7 +88,7 @@ class Request(BaseModel):
                 raise InputError(f"unknown setting {name!r}{nearest(name, cls.model_fields)}") from None
             reason = first["msg"].removeprefix("Input ").lower()
             raise InputError(f"{name} = {first['input']!r} is illegal: it {reason}") from None
-        for name, known in (("sampler", KINDS), ("dynamic_guidance", MODES)):
+        for name, known in (("sampler", KINDS), ("dynamic_guidance", MODES), ("quality", QUALITIES)):
             value = getattr(request, name)
             if value is not None and value not in known:
                 raise InputError(f"unknown {name} {value!r}{nearest(value, known)}")
@@ -133,6 +139,12 @@ class Settings:
     dynamic: str
     negative: str
     seed: int
+    quality: str
+    """The preset; "by plan" where a plan was given without one."""
+    plan: StepPlan | None
+    """None: all steps run in full."""
+    price: Price | None
+    """What the plan costs, where it was measured."""
     notes: tuple[str, ...]
     """What the user should know: values that were changed, shapes that the model was not trained for."""
 
@@ -162,6 +174,7 @@ class Settings:
                 "guidance": self.guidance,
                 "dynamic_guidance": self.dynamic,
                 "sampler": self.sampler,
+                "plan": None if self.plan is None else str(self.plan),
             }
         )
 
@@ -170,11 +183,30 @@ class Settings:
         """An unconditional branch is computed next to the conditional one."""
         return self.guidance != 1 and self.dynamic != "off"
 
+    @property
+    def quality_facts(self) -> dict[str, Any]:
+        """The preset and its measured price, as plain values."""
+        return {"name": self.quality, "price": None if self.price is None else self.price.model_dump()}
+
+    @property
+    def work(self) -> float:
+        """Forward passes of one branch that a window costs."""
+        if self.plan is None:
+            return (self.steps - self.start) * (1 + self.guided)
+        return self.plan.resolved(self.start, self.guided).work
+
 
 def decide(
-    request: Request, spec: ModelSpec, given: Given | None = None, compat: Compat | None = None
+    request: Request,
+    spec: ModelSpec,
+    given: Given | None = None,
+    compat: Compat | None = None,
+    calibration: Calibration | None = None,
 ) -> Settings:
-    """Everything that the request leaves open, decided; raises InputError for what this model cannot do."""
+    """Everything that the request leaves open, decided; raises InputError for what this model cannot do.
+
+    `calibration` says what the presets of `quality` mean for this model.
+    """
     task = _task(request, spec)
     fps = _rate(request, spec, given)
     height, width = _size(request, spec, given, compat)
@@ -182,14 +214,18 @@ def decide(
     shape = plan_shape(spec.transformer.patch, frames, height, width)
     if task == "image" and shape.frames == 1 and not spec.image_conditioned:
         raise InputError("one frame would be the image itself: ask for 5 or more")
-    steps = request.steps or spec.steps
+    sampler = request.sampler or spec.sampler
+    steps, plan = _way(request, spec, sampler, calibration)
     sampling_timesteps(steps)
+    price = None
+    if plan is not None and calibration is not None:
+        price = calibration.price(steps, sampler, str(plan))
     return Settings(
         task=task,
         shape=shape,
         windows=windows or (Window(0, latent_frames(shape.frames)),),
         fps=fps,
-        sampler=request.sampler or spec.sampler,
+        sampler=sampler,
         steps=steps,
         start=start_index(steps, request.strength) if task == "video" else 0,
         guidance=spec.guidance if request.guidance is None else request.guidance,
@@ -197,6 +233,9 @@ def decide(
         dynamic=request.dynamic_guidance or ("constant" if compat else spec.dynamic_guidance),
         negative=request.negative,
         seed=request.seed,
+        quality=request.quality if plan is None or request.quality != "exact" else "by plan",
+        plan=plan,
+        price=price,
         notes=_notes(shape, spec, fps, windows) + _shortage(request, task, fps, given),
     )
 
@@ -211,6 +250,33 @@ def _task(request: Request, spec: ModelSpec) -> Task:
     if task in ("text", "video") and spec.image_conditioned:
         raise InputError(f"{spec.name} makes video from an image; give one, or use a text model such as 5b")
     return task
+
+
+def _way(
+    request: Request, spec: ModelSpec, sampler: str, calibration: Calibration | None
+) -> tuple[int, StepPlan | None]:
+    """Steps and plan: those given, else those of the preset."""
+    if request.plan is not None:
+        plan = StepPlan.parse(request.plan)
+        if request.steps not in (None, len(plan)):
+            raise InputError(f"the plan {request.plan} is for {len(plan)} steps, not {request.steps}")
+        return len(plan), plan
+    if request.quality == "exact":
+        return request.steps or spec.steps, None
+    name = f"quality {request.quality}"
+    if calibration is None:
+        raise InputError(
+            f"{name} was not measured for {spec.name}: run `cogvideox calibrate`, give its file with --plan"
+        )
+    asked, measured = (request.steps or calibration.steps, sampler), (calibration.steps, calibration.sampler)
+    if request.quality not in calibration.presets:
+        raise InputError(f"nothing that was measured for {spec.name} is good enough for {name}")
+    if asked != measured:
+        raise InputError(
+            f"{name} was measured for {measured[0]} steps of {measured[1]}, not {asked[0]} of {asked[1]}"
+        )
+    way = calibration.presets[request.quality]
+    return way.steps, StepPlan.parse(way.plan)
 
 
 def _rate(request: Request, spec: ModelSpec, given: Given | None) -> float:

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from cogvideox.core.errors import NonFiniteError
+from cogvideox.core.pack import Pack
 from cogvideox.diffusion.guidance import combine, guidance_scale
 from cogvideox.diffusion.inputs import Sample, build_pack, split_output
 from cogvideox.diffusion.samplers import Sampler, SamplerState
+from cogvideox.diffusion.stepplan import StepPlan
 from cogvideox.generation.noise import Noise
 from cogvideox.models.transformer.model import Transformer
 
@@ -50,6 +53,33 @@ class Conditions:
     """The branches of guidance run one after the other: half the memory, a little slower."""
 
 
+@dataclass(frozen=True)
+class Kept:
+    """What a step plan carries from step to step."""
+
+    cond: tuple[tuple[int, Tensor], ...] = ()
+    """The last two full steps of the conditional branch: timestep, residual of the block stack (L, D)."""
+    uncond: tuple[tuple[int, Tensor], ...] = ()
+    """Those of the unconditional branch."""
+    gap_CTHW: Tensor | None = None
+    """cond - uncond at the last step that ran both."""
+
+    def add(self, t: int, residuals_LD: list[Tensor]) -> Self:
+        """With the residuals of a full step: of both branches, the unconditional one first, or of `cond`."""
+        cond = (*self.cond[-1:], (t, residuals_LD[-1]))
+        uncond = self.uncond if len(residuals_LD) == 1 else (*self.uncond[-1:], (t, residuals_LD[0]))
+        return replace(self, cond=cond, uncond=uncond)
+
+    def residual(self, t: int, branch: int, order: int) -> Tensor:
+        """Stands for the residual of `branch` (-1 cond, -2 uncond) at t: the last one, or by a line."""
+        history = self.cond if branch == -1 else self.uncond
+        at, last_LD = history[-1]
+        if order == 0:
+            return last_LD
+        before, first_LD = history[-2]
+        return last_LD + (last_LD - first_LD) * ((t - at) / (at - before))
+
+
 def sample(
     transformer: Transformer,
     sampler: Sampler,
@@ -59,22 +89,28 @@ def sample(
     *,
     window: int = 0,
     loop_dtype: torch.dtype = torch.float32,
+    plan: StepPlan | None = None,
 ) -> Iterator[SamplerState]:
     """The states after each step; the last one's `x` is the clip.
 
-    `loop_dtype` is the precision that latents are rounded to after every step. Raises NonFiniteError,
-    naming the step, as soon as latents are not finite.
+    `plan` leaves out work, None nothing. `loop_dtype` is the precision that latents are rounded to after
+    every step. Raises NonFiniteError, naming the step, as soon as latents are not finite.
     """
     begin, known = start.index, conditions.known
     total = len(sampler.timesteps) - begin
     drawer = replace(sampler, compat="diffusers") if noise.exact_draws else sampler
-    origin_CTHW, state = start.x, start
+    todo = None if plan is None else plan.resolved(begin, guided=conditions.uncond_LC is not None)
+    origin_CTHW, state, kept = start.x, start, Kept()
     while not sampler.done(state):
         t, step = sampler.timestep(state), state.index - begin
         if known is not None:
             state = replace(state, x=known.put(state.x, _front(known, origin_CTHW, sampler, t)))
         scale = guidance_scale(conditions.dynamic, conditions.guidance, step=step, steps=total, timestep=t)
-        v_CTHW = predict(transformer, state.x, t, conditions, scale)
+        if todo is None:
+            v_CTHW = predict(transformer, state.x, t, conditions, scale)
+        else:
+            ways = todo.blocks[step], todo.guidance[step]
+            v_CTHW, kept = predict_by_plan(transformer, state.x, t, conditions, scale, *ways, kept)
         fresh = None
         if draws := drawer.draws(state):
             c, frames, h, w = state.x.shape
@@ -100,13 +136,51 @@ def _front(known: Known, origin_CTHW: Tensor, sampler: Sampler, t: int) -> Tenso
 @torch.no_grad()
 def predict(transformer: Transformer, x_CTHW: Tensor, t: int, conditions: Conditions, scale: float) -> Tensor:
     """Guided v at (x, t), fp32. With guidance, both branches run as one pack of two segments, or apart."""
-    spec = transformer.spec
+    pack = _pack(transformer, x_CTHW, t, conditions, pair=True)
+    packs = pack.alone() if conditions.apart else (pack,)
+    outputs = split_output(torch.cat([transformer(one) for one in packs]), pack, transformer.spec)
+    return combine(outputs[0], outputs[1], scale) if len(outputs) == 2 else outputs[0]
+
+
+@torch.no_grad()
+def predict_by_plan(
+    transformer: Transformer,
+    x_CTHW: Tensor,
+    t: int,
+    conditions: Conditions,
+    scale: float,
+    block: str,
+    guide: str,
+    kept: Kept,
+) -> tuple[Tensor, Kept]:
+    """`predict` by one step of a resolved plan, and what the next steps need. Equal to it for "f" and "p"."""
+    pack = _pack(transformer, x_CTHW, t, conditions, pair=guide == "p")
+    packs = pack.alone() if conditions.apart else (pack,)
+    entered = [(*transformer.embed(one), one) for one in packs]
+    before_LD = torch.cat([one.video_rows(x_LD) for x_LD, _, one in entered])
+    if block == "f":
+        after_LD = torch.cat([transformer.stack(*one) for one in entered])
+        kept = kept.add(t, list(pack.per_segment(after_LD - before_LD)))
+    else:
+        branches = range(-len(pack.segments), 0)
+        after_LD = before_LD + torch.cat([kept.residual(t, b, "rt".index(block)) for b in branches])
+    temb_SC = torch.cat([temb for _, temb, _ in entered])
+    outputs = split_output(transformer.output(after_LD, temb_SC, pack), pack, transformer.spec)
+    cond_CTHW = outputs[-1]
+    if guide == "c":
+        return cond_CTHW, kept
+    if guide == "p":
+        kept = replace(kept, gap_CTHW=cond_CTHW - outputs[0])
+        return combine(outputs[0], cond_CTHW, scale), kept
+    assert kept.gap_CTHW is not None
+    return cond_CTHW + (scale - 1) * kept.gap_CTHW, kept
+
+
+def _pack(transformer: Transformer, x_CTHW: Tensor, t: int, conditions: Conditions, pair: bool) -> Pack:
+    """The unconditional branch, if there is one and `pair`, then the conditional one."""
     texts = [conditions.cond_LC]
-    if conditions.uncond_LC is not None:
+    if pair and conditions.uncond_LC is not None:
         texts.insert(0, conditions.uncond_LC)
     samples = [Sample(x_CTHW, text, t, conditions.image_CTHW) for text in texts]
     weight = transformer.patch_embed.weight
-    pack = build_pack(samples, spec, dtype=weight.dtype, device=weight.device)
-    packs = pack.alone() if conditions.apart else (pack,)
-    outputs = split_output(torch.cat([transformer(one) for one in packs]), pack, spec)
-    return combine(outputs[0], outputs[1], scale) if len(outputs) == 2 else outputs[0]
+    return build_pack(samples, transformer.spec, dtype=weight.dtype, device=weight.device)

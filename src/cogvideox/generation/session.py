@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any, Self
 
 import torch
@@ -13,10 +14,11 @@ from cogvideox.checkpoints.lora import load_lora
 from cogvideox.core.device import memory, pick_device, pick_dtype
 from cogvideox.core.shapes import ClipShape
 from cogvideox.generation.jobs import Job, check_inputs
-from cogvideox.generation.load import check_words, load, survey
+from cogvideox.generation.load import calibration_of, check_words, load, survey
 from cogvideox.generation.media import Inputs
 from cogvideox.generation.pipeline import Pipeline
 from cogvideox.generation.plan import Plan, Weights, check, make_plan, measure, seconds_of
+from cogvideox.generation.quality import Calibration
 from cogvideox.generation.request import Settings, decide
 from cogvideox.generation.result import check_output
 from cogvideox.generation.watch import Watch
@@ -46,6 +48,7 @@ class Planned:
             "text_encoder_released": self.plan.wait,
             "branches_apart": self.plan.apart,
             "seconds": self.seconds,
+            "quality": self.settings.quality_facts,
             "notes": list(self.settings.notes),
         }
 
@@ -72,6 +75,7 @@ class Session:
             "revision": given["revision"] or (known.get("revision") if same_model else None),
             "lora": [tuple(p) for p in known.get("lora", [])] if lora is None else [adapter(x) for x in lora],
             "offload": offload,
+            "calibration": given.get("calibration"),
         }
         check_words(offload, found["compat"])
         return cls(found, record)
@@ -89,6 +93,14 @@ class Session:
         """Spec and size of the model, which is not loaded for that."""
         return survey(self.loading["source"], self.dtype, self.loading["revision"])
 
+    @cached_property
+    def calibration(self) -> Calibration | None:
+        """What the presets of `quality` mean for the model."""
+        file = self.loading["calibration"]
+        if file is not None:
+            return Calibration.read(Path(file))
+        return calibration_of(self.loading["source"], self.loading["revision"])
+
     def plan(self, jobs: Sequence[Job], accepted: Mapping[str, Any]) -> list[Planned]:
         """Plan all jobs. InputError if any of them is illegal or does not fit, or an adapter is damaged.
 
@@ -103,7 +115,7 @@ class Session:
             inputs = Inputs.of(job.request)
             if self.record:
                 check_inputs(self.record, inputs.digests(), accepted)
-            settings = decide(job.request, spec, inputs.given, self.loading["compat"])
+            settings = decide(job.request, spec, inputs.given, self.loading["compat"], self.calibration)
             check_output(job.output, settings.shape.frames)
             plan = self._plan(settings, settings.shape)
             check(plan, spec, partial(self._plan, settings))
@@ -119,6 +131,7 @@ class Session:
             settings.longest(shape),
             guided=settings.guided,
             encoded=settings.encoded(shape),
+            kept=settings.plan is not None,
             dtype=self.dtype,
             memory=memory(self.device),
             weights=weights,

@@ -97,10 +97,19 @@ class Transformer(nn.Module):
 
         Packed equals alone: a segment's output does not depend on what it is packed with.
         """
-        temb_SC = self.time_embedding(pack)
+        x_LD, temb_SC = self.embed(pack)
+        return self.output(self.stack(x_LD, temb_SC, pack), temb_SC, pack)
+
+    def embed(self, pack: Pack) -> tuple[Tensor, Tensor]:
+        """What enters the blocks: the joint sequence (L, D) and the timestep embedding (S, C)."""
         text_LD, video_LD = self.text_embed(pack.text_LC), self.patch_embed(pack.video_LP)
-        x_LD = pack.join(*self.positions(text_LD, video_LD, pack))
+        return pack.join(*self.positions(text_LD, video_LD, pack)), self.time_embedding(pack)
+
+    def stack(self, x_LD: Tensor, temb_SC: Tensor, pack: Pack, depth: int | None = None) -> Tensor:
+        """All blocks, or the first `depth`: the joint sequence -> its video rows (sum of video lengths, D),
+        which alone go on.
+        """
         rope = pack_rope(pack, self.spec, self.policy)
-        for block in self.blocks:
+        for block in self.blocks[:depth]:
             x_LD = block(x_LD, temb_SC, pack, rope)
-        return self.output(pack.video_rows(x_LD), temb_SC, pack)
+        return pack.video_rows(x_LD)
