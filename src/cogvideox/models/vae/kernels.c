@@ -275,7 +275,7 @@ static void block(enum kind kind, const struct job *j, int t, int fresh, int row
                 for (int k = 0; k < parts; k++) { /* UP: result (p / 2, p % 2) sees 2 x 2 of the 3 x 3 */
                     int position = kind == UP ? (p / 2 + k / 2) * 3 + p % 2 + k % 2 : p;
                     const bf16 *right = weights + ((int64_t)(p * parts + k) * blocks + n) * panel;
-                    multiply(sum, s->operands + position * step + (int64_t)i * channels, channels, right, channels);
+                    multiply(sum, s->operands + position * step + (int64_t)i * channels, channels, 2, right, channels);
                 }
                 float *to = s->products + p * STRIDE + i * COLUMNS;
 #pragma GCC unroll 12
