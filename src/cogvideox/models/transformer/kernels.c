@@ -154,12 +154,16 @@ static inline void put_row(const bf16 *row, int i, bf16 *panels) {
     for (int p = 0; p < HEAD / 2; p++) memcpy(panels + p * PANEL * 2, row + 2 * p, 2 * sizeof(bf16));
 }
 
-/* Row i of a right operand whose depth are rows: [2][padded / 2 pairs][32 numbers][2]. */
-static inline void put_depth(const bf16 *row, int i, int padded, bf16 *panels) {
-    for (int half = 0; half < 2; half++) {
-        bf16 *to = panels + ((int64_t)half * padded / 2 + i / 2) * PANEL * 2 + i % 2;
-        for (int column = 0; column < PANEL; column++) to[2 * column] = row[half * PANEL + column];
-    }
+/* Rows i and i + 1, i even, of a right operand whose depth are rows: [2][padded / 2 pairs][32 numbers][2]. */
+static inline void put_pair(const bf16 *one, const bf16 *two, int i, int padded, bf16 *panels) {
+    for (int half = 0; half < 2; half++)
+        for (int quarter = 0; quarter < 2; quarter++) {
+            const int from = half * PANEL + quarter * 16;
+            __m512i a = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)(one + from)));
+            __m512i b = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)(two + from)));
+            bf16 *to = panels + ((int64_t)half * padded / 2 + i / 2) * PANEL * 2 + quarter * 32;
+            _mm512_storeu_si512(to, _mm512_or_si512(a, _mm512_slli_epi32(b, 16)));
+        }
 }
 
 #define FACTOR (.125f * 1.44269504f) /* the scale of the scores, with log2(e): softmax by powers of two */
@@ -167,18 +171,20 @@ static inline void put_depth(const bf16 *row, int i, int padded, bf16 *panels) {
 /* Queries, keys (as rows) and values (as depth) of one head of a segment, each of `padded` rows. */
 static void arrange(const bf16 *qkv, int length, int heads, int head, int text, const float *cosine, const float *sine,
                     struct norms n, bf16 *q, bf16 *k, bf16 *v, int padded) {
-    const bf16 zeros[HEAD] = {0};
+    const bf16 zeros[HEAD] = {0}, *before = zeros;
     for (int i = 0; i < length; i++) {
-        const bf16 *row = qkv + ((int64_t)3 * i * heads + head) * HEAD;
+        const bf16 *row = qkv + ((int64_t)3 * i * heads + head) * HEAD, *value = row + 2 * heads * HEAD;
         const float *c = cosine && i >= text ? cosine + (int64_t)(i - text) * HEAD / 2 : NULL;
         const float *s = c ? sine + (int64_t)(i - text) * HEAD / 2 : NULL;
         bf16 key[HEAD];
         norm_rotate(row, n.q_gamma, n.q_beta, n.eps, c, s, FACTOR, q + (int64_t)i * HEAD);
         norm_rotate(row + heads * HEAD, n.k_gamma, n.k_beta, n.eps, c, s, 1, key);
         put_row(key, i, k);
-        put_depth(row + 2 * heads * HEAD, i, padded, v);
+        if (i % 2) put_pair(before, value, i - 1, padded, v);
+        before = value;
     }
-    for (int i = length; i < padded; i++) put_depth(zeros, i, padded, v); /* a weight of 0 must meet a number */
+    /* a weight of 0 must meet a number */
+    for (int i = length / 2 * 2; i < padded; i += 2) put_pair(i < length ? before : zeros, zeros, i, padded, v);
 }
 
 /* Powers of the scores of ROWS queries with `count` keys into weights [ROWS][KEYS], zero up to the next panel;
@@ -357,17 +363,24 @@ void attend_backward(const bf16 *qkv, int segments, int length, int heads, int t
             const struct head h = place(memory + thread * head_size(length), padded);
             float *sums = d_norms + thread * 4 * HEAD;
             memset(h.d_q, 0, head_size(length) * sizeof(float));
+            bf16 keys[2][HEAD];
             for (int i = 0; i < padded; i++) h.log[i] = 1e30f; /* rows of padding have no weight */
             for (int i = 0; i < length; i++) {
                 const bf16 *row = qkv + ((rows + i) * 3 * heads + head) * HEAD, *o = out + (rows + i) * width + head * HEAD;
                 const float *c = cosine && i >= text ? cosine + (int64_t)(i - text) * HEAD / 2 : NULL;
                 const float *s = c ? sine + (int64_t)(i - text) * HEAD / 2 : NULL;
-                bf16 key[HEAD], *query = h.q + (int64_t)i * HEAD, *d = h.d_out + (int64_t)i * HEAD;
+                bf16 *query = h.q + (int64_t)i * HEAD, *key = keys[i % 2], *d = h.d_out + (int64_t)i * HEAD;
                 norm_rotate(row, n.q_gamma, n.q_beta, n.eps, c, s, FACTOR, query);
                 norm_rotate(row + width, n.k_gamma, n.k_beta, n.eps, c, s, 1, key);
                 memcpy(d, d_out + (rows + i) * width + head * HEAD, HEAD * sizeof(bf16));
                 put_row(key, i, h.k), put_row(row + 2 * width, i, h.v);
-                put_depth(query, i, padded, h.q_depth), put_depth(key, i, padded, h.k_depth), put_depth(d, i, padded, h.d_out_depth);
+                if (i % 2 || i + 1 == length) {
+                    const int even = i - i % 2;
+                    if (i % 2 == 0) memset(keys[1], 0, sizeof keys[1]); /* behind the last row stand zeros */
+                    put_pair(h.q + (int64_t)even * HEAD, h.q + (int64_t)(even + 1) * HEAD, even, padded, h.q_depth);
+                    put_pair(keys[0], keys[1], even, padded, h.k_depth);
+                    put_pair(h.d_out + (int64_t)even * HEAD, h.d_out + (int64_t)(even + 1) * HEAD, even, padded, h.d_out_depth);
+                }
                 vec delta = {0};
                 for (int j = 0; j < HEAD; j += 16) delta = _mm512_fmadd_ps(load16(d + j), load16(o + j), delta);
                 h.delta[i] = _mm512_reduce_add_ps(delta), h.log[i] = logs[(int64_t)item * length + i];
