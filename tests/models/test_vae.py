@@ -113,7 +113,7 @@ def test_streaming_encode_equals_whole_bit_for_bit(pair, sizes):
     posterior = ours.posterior(clip)
     assert torch.equal(posterior.mean, moments[:, :16])
     assert torch.equal(posterior.logvar, moments[:, 16:])
-    stream = list(ours.encode_stream(clip.split(sizes, dim=2)))
+    stream = list(ours.encode_stream(clip.split(sizes, dim=2), ChunkPlan(tuple(sizes))))
     assert torch.equal(torch.cat([p.mean for p in stream], 2), posterior.mean)
 
 
@@ -127,6 +127,9 @@ def test_a_cache_is_a_value_unless_its_owner_spends_it(pair):
     again, spent = ours.decode_chunk(z[:, :, 3:5], cache, reuse=True)
     assert torch.equal(once, again)
     assert [tail.data_ptr() for tail in spent] == [tail.data_ptr() for tail in cache]
+    final, none = ours.decode_chunk(z[:, :, 5:], spent, last=True)
+    assert torch.equal(final, ours.decode_chunk(z[:, :, 5:], spent)[0])
+    assert none == ()
 
 
 @torch.no_grad()
