@@ -16,7 +16,7 @@ from cogvideox.core.shapes import (
 )
 from cogvideox.models.vae import layers
 from cogvideox.models.vae.autoencoder import VAE
-from cogvideox.models.vae.layers import Carry, CausalConv3d
+from cogvideox.models.vae.layers import Carry, CausalConv3d, Downsample
 from tests.models.oracle import SMALL_VAE, relative_error, vae_pair
 
 
@@ -228,6 +228,27 @@ def test_single_frame_shortcut_equals_the_plain_convolution():
     conv, x = CausalConv3d(4, 4), torch.randn(2, 4, 1, 8, 8)
     plain = torch.nn.Conv3d.forward(conv, x.expand(-1, -1, 3, -1, -1))
     assert relative_error(conv(x, Carry(None, True)), plain) < 1e-6
+
+
+def test_no_convolution_over_time_has_strides(pair):
+    """oneDNN 3.12 with AMX convolves bf16 wrongly in three dimensions where strides leave one column (PyTorch
+    issue 169688): what is strided here has two.
+    """
+    convolutions = [module for module in pair[0].modules() if isinstance(module, torch.nn.Conv3d)]
+    assert convolutions
+    assert all(module.stride == (1, 1, 1) for module in convolutions)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("columns", [1, 2, 3])
+@pytest.mark.parametrize("channels", [16, 32])
+def test_downsampling_to_few_columns_is_right_in_bf16(columns, channels):
+    layer = Downsample(channels, time=True).bfloat16()
+    x = torch.randn(1, channels, 5, 2, 2 * columns, generator=torch.Generator().manual_seed(0)).bfloat16()
+    found = layer(x.contiguous(memory_format=torch.channels_last_3d), None, Carry(None, True))
+    assert found.shape == (1, channels, 3, 1, columns)
+    expected = layer.double()(x.double(), None, Carry(None, True))
+    assert relative_error(found, expected) < 0.01
 
 
 @torch.no_grad()
