@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import ctypes.util
+from pathlib import Path
+
+ALLOCATORS = ("tcmalloc", "jemalloc", "mimalloc")
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
 
@@ -29,3 +33,27 @@ def _mallopt(option: int, value: int) -> None:
         ctypes.CDLL(None).mallopt(option, value)
     except (AttributeError, OSError, TypeError):
         pass  # another C library, another allocator
+
+
+def allocator(maps: str | None = None) -> str:
+    """The library behind malloc in this process, by what is mapped (of Linux; `maps` for tests)."""
+    if maps is None:
+        try:
+            maps = Path("/proc/self/maps").read_text(encoding="utf-8")
+        except OSError:
+            return "the system's"
+    files = {Path(line.split(maxsplit=5)[5]).name for line in maps.splitlines() if "/" in line}
+    known = (name for name in ALLOCATORS if any(name in file for file in files))
+    return next(known, "glibc" if "libc.so.6" in files else "the system's")
+
+
+def faster_allocator() -> str:
+    """One line on what to do for a faster one; empty where there is nothing to do.
+
+    glibc returns large blocks to the system and gets them back zeroed, page by page.
+    """
+    if allocator() != "glibc":
+        return ""
+    found = ctypes.util.find_library("tcmalloc_minimal")
+    install = "" if found else "install libtcmalloc-minimal4 or gperftools, then "
+    return f"{install}set LD_PRELOAD={found or 'libtcmalloc_minimal.so.4'} for tcmalloc"

@@ -197,7 +197,7 @@ def encode(vae: VAE, frames: Frames, noise_CTHW: Tensor | None = None, *, condit
     plan, device = encode_plan(len(frames)), next(vae.parameters()).device
     starts = np.cumsum(plan.sizes)[:-1]
     chunks = (to_signed(part).to(device) for part in np.split(frames, starts))
-    posterior = Posterior.join(vae.encode_stream(chunks, lead=plan.lead))
+    posterior = Posterior.join(vae.encode_stream(chunks, plan))
     noise = None if noise_CTHW is None else noise_CTHW[None]
     return vae.latents(posterior, noise, condition=condition)[0].float().cpu()
 
