@@ -17,13 +17,17 @@ def render(pipe: Pipeline, request: Request, inputs: Inputs, path: Path, watch: 
     """Carry out a request into a file, which appears when it is complete.
 
     The latents are written before decoding begins and removed once the video is there: whatever stops the
-    decoder, they are not lost (`keeps` says where they are).
+    decoder, they are not lost (`keeps` says where they are). Of several processes the first one writes.
     """
     settings, _ = pipe.prepare(request, inputs)
     check_output(path, settings.shape.frames)
     made = pipe.latents(request, inputs, watch)
     if path.suffix == LATENTS:
-        made.save(path)
+        if pipe.first:
+            made.save(path)
+        return made
+    if not pipe.first:
+        pipe.decode_into(_pass, made, watch)
         return made
     kept = keeps(path)
     made.save(kept)
@@ -34,6 +38,12 @@ def render(pipe: Pipeline, request: Request, inputs: Inputs, path: Path, watch: 
         raise
     kept.unlink()
     return made
+
+
+def _pass(chunks: Iterator[Frames]) -> None:
+    """Take part in decoding for another process that writes."""
+    for _ in chunks:
+        pass
 
 
 def write(pipe: Pipeline, latents: Latents, path: Path, watch: Watch) -> None:

@@ -111,6 +111,8 @@ def attend(attention: FullAttention, qkv_LD: Tensor, pack: Pack, rope: Rope | No
     start = 0
     for index, group in enumerate(pack.groups):
         segment, end = group.segment, start + group.length
+        if start == end:  # another process has its tokens
+            continue
         padded = KERNELS.loaded.padded_length(segment.length)
         memory = qkv_LD.new_empty(group.count * heads * 3 * padded * HEAD)
         cosine, sine = (None, None) if rope is None else rope[index]

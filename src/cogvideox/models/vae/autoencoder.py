@@ -178,9 +178,13 @@ class VAE(nn.Module):
         _check(latents_BCTHW, self.spec.latent_channels, plan)
         cache: Cache | None = None
         for chunk in latents_BCTHW.split(plan.sizes, dim=2):
-            z = (chunk / self.spec.scale).to(self.dtype)  # divided first: one rounding
+            z = self.unscaled(chunk)
             frames, cache = self.decode_chunk(z, cache, lead=plan.lead, reuse=_no_grad())
             yield frames
+
+    def unscaled(self, latents: Tensor) -> Tensor:
+        """Latents in the transformer's scale -> what the decoder takes."""
+        return (latents / self.spec.scale).to(self.dtype)  # divided first: one rounding
 
     def posterior(self, video_BCTHW: Tensor, plan: ChunkPlan | None = None) -> Posterior:
         """Unscaled posterior of a whole clip; `plan` defaults to `encode_plan`."""
