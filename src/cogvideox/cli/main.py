@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import traceback
 from types import FrameType
 from typing import Annotated
 
@@ -70,10 +71,11 @@ def main() -> None:
         # program.
         format_message = getattr(error, "format_message", None)
         if format_message is None:
-            if not voice.heard():
-                sys.exit(1)
-            raise
-        if type(error).__name__ == "NoArgsIsHelpError":
+            if voice.store is None:
+                raise
+            voice.say(traceback.format_exc())
+            status = 1
+        elif type(error).__name__ == "NoArgsIsHelpError":
             error.show()  # type: ignore[attr-defined]
             status = 0
         else:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING, Self, TextIO
 
 from cogvideox.core import launch
@@ -36,16 +38,21 @@ class Voice:
 
     def fail(self, message: str, status: int) -> int:
         """One line on standard error."""
-        if self.heard():
-            print(f"cogvideox: {' '.join(message.split())}", file=self.stream, flush=True)
+        self.say(f"cogvideox: {' '.join(message.split())}")
         return status
 
-    def heard(self) -> bool:
-        """Whether what this process has to say about its end is to be heard; then its errors are shown."""
+    def say(self, text: str) -> None:
+        """Why the run ends, unless another process has said so already."""
+        if self.store is None:
+            print(text, file=self.stream)
+            return
         try:
-            first = self.store is None or self.store.add("failed", 1) == 1
+            first = self.store.add("failed", 1) == 1
         except RuntimeError:  # the store is gone, with its process
             first = True
         if first:
-            sys.stderr = self.stream
-        return first
+            print(text, file=self.stream, flush=True)
+        with contextlib.suppress(
+            RuntimeError
+        ):  # torchrun ends all when one has ended: not before it has spoken
+            self.store.set("said", "") if first else self.store.wait(["said"], timedelta(seconds=5))

@@ -72,7 +72,7 @@ class Relay(Carry):
         shape = [2 if a == axis else length for a, length in enumerate(x.shape)]
         tail = x.new_empty(shape)
         (group if group.rank > 0 else self.world.back).receive(tail, (group.rank - 1) % size)
-        return like_layout(tail, x)
+        return tail
 
     def leave(self, tail: Tensor, head: Tensor | None) -> None:
         if self.last:
@@ -135,12 +135,9 @@ class Slab(Carry):
         came = self.group.exchange(torch.cat(leaving), send, receive)
         sizes = [0 if first else above * row, 0 if last else below * row]
         upper, lower = came.split(sizes)
-        parts = [
-            torch.zeros_like(down) if first else upper.view_as(down),
-            x,
-            torch.zeros_like(up) if last else lower.view_as(up),
-        ]
-        return like_layout(torch.cat(parts, dim=-2), x)
+        upper = torch.zeros_like(down) if first else upper.view_as(down)
+        lower = torch.zeros_like(up) if last else lower.view_as(up)
+        return torch.cat([upper, x, lower], dim=-2)
 
     def group_norm(self, x_BCTHW: Tensor, norm: nn.GroupNorm) -> Tensor:
         """Means and variances of the pieces are put together in fp64: no difference of large sums."""
@@ -177,11 +174,3 @@ def _in_space(
         cache = slab.cache
         counts = [height * out.shape[3] // heights[group.rank] for height in heights]
         yield torch.cat(group.gather(out.movedim(3, 0), counts)).movedim(0, 3)
-
-
-def like_layout(x: Tensor, like: Tensor) -> Tensor:
-    """`x` with the memory layout of `like`: convolutions on another one round differently."""
-    for layout, axes in ((torch.channels_last_3d, 5), (torch.channels_last, 4)):
-        if like.ndim == axes and like.is_contiguous(memory_format=layout):
-            return x.contiguous(memory_format=layout)
-    return x
