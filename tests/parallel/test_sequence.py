@@ -142,7 +142,7 @@ def test_each_branch_is_held_by_its_half(size, way):
     together(size, branches, way)
 
 
-# ---------------------------------------------------------------------------------------------- in one process
+# ------------------------------------------------------------------------------------------- in one process
 
 
 @pytest.mark.parametrize("length", [0, 1, 3, 7, 8, 226])

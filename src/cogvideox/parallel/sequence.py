@@ -7,26 +7,24 @@ guidance, each half of the processes holds tokens of its own branch only.
 In training, let each process take the loss of its own rows: gradients of weights, summed over the processes,
 are those that one process has for the sum of the losses.
 
-Shape legend: L tokens, S segments of a group, N heads, K head dim, P numbers per patch, X some of q, k and v.
+Shape legend: L tokens, N heads, K head dim, P numbers per patch, X q, k and v.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
-from functools import cached_property
-from itertools import groupby
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from cogvideox.core.errors import InputError
-from cogvideox.core.pack import Group as SegmentGroup
 from cogvideox.core.pack import Pack, Segment
-from cogvideox.models.transformer.blocks import FullAttention, attention, rows_of
+from cogvideox.models.transformer.blocks import FullAttention, attention
 from cogvideox.models.transformer.model import Transformer
 from cogvideox.models.transformer.positions import Rope
+from cogvideox.parallel.groups import Group
 from cogvideox.parallel.mesh import Mesh
 
 
@@ -57,22 +55,11 @@ class Share(Pack):
     parts: tuple[tuple[Segment, ...], ...] = field(repr=False)
     """The shapes of the segments' parts that each rank of `mesh.everyone` holds."""
 
-    @cached_property
-    def _runs(self) -> list[tuple[tuple[Segment, ...], int]]:
-        """Runs of neighbouring segments of which each rank holds equal parts: the parts, and how many."""
-        return [(parts, len(list(run))) for parts, run in groupby(zip(*self.parts, strict=True))]
-
-    @cached_property
-    def groups(self) -> tuple[SegmentGroup, ...]:
-        """The same groups on every rank, even if this one holds parts of one shape of two of them."""
-        return tuple(SegmentGroup(parts[self.mesh.everyone.rank], count) for parts, count in self._runs)
-
-    @cached_property
-    def lengths(self) -> list[list[int]]:
-        """Rows of each group that each rank of this branch holds."""
+    @property
+    def counts(self) -> list[list[int]]:
+        """Rows of each segment that the ranks of this branch hold."""
         first, size = self.mesh.branch * self.mesh.sequence.size, self.mesh.sequence.size
-        ranks = range(first, first + size)
-        return [[count * parts[rank].length for parts, count in self._runs] for rank in ranks]
+        return [[one.length for one in ranks[first:][:size]] for ranks in zip(*self.parts, strict=True)]
 
     def alone(self) -> tuple[Pack, ...]:
         return tuple(
@@ -116,7 +103,8 @@ def share(pack: Pack, mesh: Mesh) -> Share:
 def gather_video(video_LP: Tensor, pack: Share) -> Tensor:
     """Video rows of a share -> those of the whole pack, on every process. Differentiable."""
     lengths = [[segment.video_length for segment in segments] for segments in pack.parts]
-    everyones = pack.mesh.everyone.gather(video_LP, [sum(of_rank) for of_rank in lengths])
+    counts = [sum(of_rank) for of_rank in lengths]
+    everyones = pack.mesh.everyone.gather(video_LP, counts).split(counts)
     pieces = [rows.split(of_rank) for rows, of_rank in zip(everyones, lengths, strict=True)]
     return torch.cat([piece for of_segment in zip(*pieces, strict=True) for piece in of_segment])
 
@@ -150,66 +138,31 @@ class SharedAttention(FullAttention):
     def forward(self, x_LD: Tensor, pack: Pack, rope: Rope | None) -> Tensor:
         if not isinstance(pack, Share) or pack.mesh.sequence.size == 1:
             return super().forward(x_LD, pack, rope)
-        projected = self.project(self.qkv(x_LD, pack), pack, rope)
-        attend = _exchange_heads if pack.mesh.ulysses else _gather_keys
-        return self.out(attend(list(projected), pack).flatten(1), pack)
+        attend, group = _exchange_heads if pack.mesh.ulysses else _gather_keys, pack.mesh.sequence
+        outputs, counts = [], iter(pack.counts)
+        for qkv in self.project(self.qkv(x_LD, pack), pack, rope):
+            # One segment after the other: what comes from the others for one is gone before the next.
+            outputs += [attend(*one, group, next(counts)) for one in zip(*qkv, strict=True)]
+        return self.out(torch.cat(outputs).flatten(1), pack)
 
 
-Heads = tuple[Tensor, ...]
-"""q, k and v of a group, or some of them, each (S, N, L, K)."""
+def _gather_keys(q_NLK: Tensor, k_NLK: Tensor, v_NLK: Tensor, group: Group, counts: Sequence[int]) -> Tensor:
+    """This rank's queries to all keys of a segment, of which every rank has so many: (L, N, K)."""
+    keys_values = group.gather(torch.stack([k_NLK, v_NLK]).permute(2, 0, 1, 3), counts)
+    k_NLK, v_NLK = keys_values.permute(1, 2, 0, 3)
+    return attention(q_NLK[None], k_NLK[None], v_NLK[None])[0].transpose(0, 1)
 
 
-def _gather_keys(projected: Sequence[Heads], pack: Share) -> Tensor:
-    """This rank's queries to all keys: keys and values of all ranks come here. Returns (L, N, K)."""
-    counts = [sum(lengths) for lengths in pack.lengths]
-    everyones = pack.mesh.sequence.gather(_rows([heads[1:] for heads in projected]), counts)
-    pairs = zip(projected, _groups(everyones, pack), strict=True)
-    return torch.cat([rows_of(attention(heads[0], k, v)) for heads, (k, v) in pairs])
-
-
-def _exchange_heads(projected: Sequence[Heads], pack: Share) -> Tensor:
-    """Ulysses (Jacobs et al. 2023): all tokens of a part of the heads come here, results go back. Returns
-    (L, N, K).
-    """
-    group, counts = pack.mesh.sequence, [sum(lengths) for lengths in pack.lengths]
-    mine = [counts[group.rank]] * group.size
-    rows_LXNK = _rows(projected)
-    if rows_LXNK.shape[2] % group.size:
-        raise InputError(f"ulysses cannot divide {rows_LXNK.shape[2]} heads among {group.size} processes")
-    by_rank = rows_LXNK.unflatten(2, (group.size, -1)).movedim(2, 0).flatten(0, 1)
-    received = group.exchange(by_rank, mine, counts).split(counts)
-    outputs = [
-        rows_of(attention(q, k, v)).unflatten(0, (g.count, -1))
-        for (q, k, v), g in zip(_groups(received, pack), pack.groups, strict=True)
-    ]
-    back = group.exchange(_by_rank(outputs, pack), counts, mine)
-    return back.unflatten(0, (group.size, -1)).movedim(0, 1).flatten(1, 2)
-
-
-def _rows(projected: Sequence[Heads]) -> Tensor:
-    """Heads of all groups as rows of the pack, (L, X, N, K)."""
-    return torch.cat([torch.stack([rows_of(x) for x in heads], dim=1) for heads in projected])
-
-
-def _groups(everyones: Sequence[Tensor], pack: Share) -> list[Heads]:
-    """Rows (L, X, N, K) of each rank -> heads of each group, the tokens of all ranks one after the other:
-    attention does not ask for their order.
-    """
-    pieces = [rows.split(lengths) for rows, lengths in zip(everyones, pack.lengths, strict=True)]
-    return [
-        torch.cat([rows.unflatten(0, (group.count, -1)) for rows in of_group], dim=1)
-        .permute(2, 0, 3, 1, 4)
-        .unbind()
-        for of_group, group in zip(zip(*pieces, strict=True), pack.groups, strict=True)
-    ]
-
-
-def _by_rank(outputs: Sequence[Tensor], pack: Share) -> Tensor:
-    """Outputs (S, L, N, K) of each group, tokens of all ranks one after the other -> rows (L, N, K), those of
-    the first rank first.
-    """
-    pieces = []
-    for index, (x_SLNK, group) in enumerate(zip(outputs, pack.groups, strict=True)):
-        each = [lengths[index] // group.count for lengths in pack.lengths]
-        pieces.append([rows.flatten(0, 1) for rows in x_SLNK.split(each, dim=1)])
-    return torch.cat([rows for of_rank in zip(*pieces, strict=True) for rows in of_rank])
+def _exchange_heads(
+    q_NLK: Tensor, k_NLK: Tensor, v_NLK: Tensor, group: Group, counts: Sequence[int]
+) -> Tensor:
+    """Ulysses (Jacobs et al. 2023): all tokens of some heads come here, results go back: (L, N, K)."""
+    size, mine = group.size, [counts[group.rank]] * group.size
+    if len(q_NLK) % size:
+        raise InputError(f"ulysses cannot divide {len(q_NLK)} heads among {size} processes")
+    heads = torch.stack([q_NLK, k_NLK, v_NLK]).unflatten(1, (size, -1))  # X, rank, heads of the rank, L, K
+    came_LXNK = group.exchange(heads.permute(1, 3, 0, 2, 4).flatten(0, 1), mine, counts)
+    q, k, v = came_LXNK.permute(1, 2, 0, 3)
+    out_LNK = attention(q[None], k[None], v[None])[0].transpose(0, 1)
+    back = group.exchange(out_LNK, counts, mine)
+    return back.unflatten(0, (size, -1)).transpose(0, 1).flatten(1, 2)

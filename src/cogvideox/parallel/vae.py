@@ -146,7 +146,7 @@ class Slab(Carry):
             x.unflatten(1, (norm.num_groups, -1)), (2, 3, 4, 5), correction=0
         )
         pieces = self.group.gather(torch.stack([mean_BG, variance_BG])[None], [1] * self.group.size)
-        means_RBG, variances_RBG = torch.cat(pieces).double().unbind(1)
+        means_RBG, variances_RBG = pieces.double().unbind(1)
         shares_R11 = means_RBG.new_tensor(self.shares)[:, None, None]
         mean_BG = (shares_R11 * means_RBG).sum(0)
         variance_BG = (shares_R11 * (variances_RBG + (means_RBG - mean_BG).square())).sum(0)
@@ -173,4 +173,4 @@ def _in_space(
         out = work(own, slab)
         cache = slab.cache
         counts = [height * out.shape[3] // heights[group.rank] for height in heights]
-        yield torch.cat(group.gather(out.movedim(3, 0), counts)).movedim(0, 3)
+        yield group.gather(out.movedim(3, 0), counts).movedim(0, 3)

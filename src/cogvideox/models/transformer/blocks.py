@@ -135,7 +135,10 @@ class FullAttention(nn.Module):
         if type(self).attend is FullAttention.attend and kernels.suit(x_LD) and kernels.attends(self):
             return self.out(kernels.attend(self, qkv_LD, pack, rope), pack)
         projected = enumerate(self.project(qkv_LD, pack, rope))
-        outputs = [rows_of(self.attend(*qkv, pack, index)).flatten(1) for index, qkv in projected]
+        outputs = [
+            self.attend(*qkv, pack, index).transpose(1, 2).flatten(2).flatten(0, 1)
+            for index, qkv in projected
+        ]
         return self.out(torch.cat(outputs) if len(outputs) > 1 else outputs[0], pack)
 
     def project(
@@ -153,11 +156,6 @@ class FullAttention(nn.Module):
     def attend(self, q_SNLK: Tensor, k_SNLK: Tensor, v_SNLK: Tensor, pack: Pack, index: int) -> Tensor:
         """Attention inside each segment of group `index`, all (count, N, L, K)."""
         return attention(q_SNLK, k_SNLK, v_SNLK)
-
-
-def rows_of(x_SNLK: Tensor) -> Tensor:
-    """Heads of a group (count, N, L, K) -> its rows of a pack (count * L, N, K)."""
-    return x_SNLK.transpose(1, 2).flatten(0, 1)
 
 
 def _rotate_video(x_SNLK: Tensor, text: int, rope: tuple[Tensor, Tensor]) -> Tensor:
