@@ -20,16 +20,18 @@ from cogvideox.core.shapes import pixel_frames
 from cogvideox.generation.memory import decoding, exchanged, sampling
 from cogvideox.models.transformer.model import Transformer
 from cogvideox.models.vae.autoencoder import VAE
-from cogvideox.parallel.mesh import World, connect
+from cogvideox.parallel.mesh import World, connect, join
 from cogvideox.parallel.sequence import gather_video, share, share_attention
 from cogvideox.parallel.vae import decode_stream
 from tools.fit_memory import Case, make, resident
 
 SAMPLE = Case("sample", (13, 30, 46), 12)
+PLAIN = Case("sample", (13, 30, 46), 12, dtype="float32")
 DECODE = Case("decode", (5, 60, 90), dtype="float32")
 CASES = (
     *((SAMPLE, way, size) for way, size in (("", 1), ("cfg", 2), ("sequence", 2), ("sequence", 4))),
     *((SAMPLE, way, size) for way, size in (("ulysses", 2), ("ulysses", 4), ("cfg+sequence", 4))),
+    *((PLAIN, way, size) for way, size in (("", 1), ("sequence", 2), ("sequence", 4), ("ulysses", 4))),
     *((DECODE, way, size) for way, size in (("", 1), ("time", 2), ("space", 2), ("space", 4))),
 )
 
@@ -67,14 +69,14 @@ def expected(case: Case, world: World | None) -> int:
     """What the planner says."""
     (t, h, w), size = case.latents, DTYPES[case.dtype].itemsize
     if case.stage == "decode":
-        rows = h if world is None else -(-h // world.slabs)
+        rows = h if world is None or world.slabs == 1 else -(-h // world.slabs) + 1
         return decoding(case.vae, pixel_frames(t), 8 * rows, 8 * w, size).bytes()
     tokens, spec = 226 + t * h * w // 4, case.transformer
     if world is None:
         return sampling(spec, tokens, 2, size).bytes()
     mesh = world.mesh(guided=True)
     own, branches = -(-tokens // mesh.sequence.size), 2 // mesh.branches
-    more = exchanged(spec, own if mesh.ulysses else tokens, branches, size) if mesh.sequence.size > 1 else 0
+    more = exchanged(spec, tokens, own, mesh.ulysses, size) if mesh.sequence.size > 1 else 0
     return sampling(spec, own, branches, size).bytes() + more
 
 
@@ -83,6 +85,8 @@ def work(rank: int, size: int, port: int, case: Case, way: str, results: SimpleQ
     torch.set_num_threads(1)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size)}
+    if size > 1:
+        join()
     world = connect(way or None)
     results.put((rise(case, world), expected(case, world)))
 
@@ -100,9 +104,12 @@ def measured() -> Iterator[tuple[Case, str, int, int, int]]:
 
 def main() -> None:
     """Measure all cases."""
-    print("stage    processes  way           measured  expected")
+    print("stage    precision  processes  way           measured  expected")
     for case, way, size, largest, plan in measured():
-        print(f"{case.stage:8} {size:9}  {way:12} {largest / 1e6:6.0f} MB {plan / 1e6:6.0f} MB", flush=True)
+        print(
+            f"{case.stage:8} {case.dtype:9} {size:10}  {way:12} {largest / 1e6:6.0f} MB {plan / 1e6:6.0f} MB",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
+import cogvideox
+from cogvideox.core.errors import InputError
 from cogvideox.data.video import read_metadata, read_video
 from cogvideox.generation import pipeline as pipelines
 from cogvideox.generation.generate import Place
@@ -21,7 +23,7 @@ from cogvideox.generation.pipeline import Pipeline
 from cogvideox.parallel.sequence import share_attention
 from tests.cli.conftest import COMMAND
 from tests.parallel.processes import relative_error, together, world
-from tests.tiny import tiny_model
+from tests.tiny import tiny_folder, tiny_model
 
 PROMPT = "a red dog runs"
 TASKS: dict[str, dict[str, Any]] = {
@@ -79,6 +81,21 @@ def tasks(like: str, way: str, names: list[str]) -> None:
 )
 def test_clips_are_those_of_one_process_and_the_same_on_all(size, like, way, names):
     together(size, tasks, like, way, names)
+
+
+def loaded(folder: Path) -> None:
+    """`parallel` of `load`, as a script under torchrun gives it."""
+    shared = cogvideox.load(folder, dtype="fp32", device="cpu", parallel="auto")
+    alone = cogvideox.load(folder, dtype="fp32", device="cpu")
+    assert shared.first == (dist.get_rank() == 0)
+    assert alone.first
+    compare(alone, shared, "text")
+    with pytest.raises(InputError, match="divides the branches of guidance, and this clip has none"):
+        cogvideox.load(folder, dtype="fp32", device="cpu", parallel="cfg")(PROMPT, guidance=1)
+
+
+def test_a_pipeline_is_loaded_for_several_processes(tmp_path):
+    together(2, loaded, tiny_folder(tmp_path / "5b"))
 
 
 def apart() -> None:

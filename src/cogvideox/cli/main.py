@@ -54,9 +54,10 @@ app.add_typer(data.app, name="data")
 def main() -> None:
     """Entry point: runs the command and exits with its status."""
     one_heap()
-    voice = Voice.find()
+    voice = Voice(sys.stderr)
     signal.signal(signal.SIGTERM, _terminate)
     try:
+        voice = Voice.find()
         status = app(prog_name="cogvideox", standalone_mode=False) or 0
     except (InputError, NonFiniteError, PeerError) as error:
         status = voice.fail(str(error), error.exit_status)
@@ -82,6 +83,8 @@ def main() -> None:
             status = voice.fail(format_message(), 2)
     if status == STOPPED:  # some releases of typer return this instead of letting Ctrl-C through
         voice.fail("stopped; nothing unfinished is left behind", STOPPED)
+    if status == 0:
+        voice.leave()
     sys.exit(status if isinstance(status, int) else 0)
 
 

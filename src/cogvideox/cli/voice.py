@@ -36,6 +36,13 @@ class Voice:
             sys.stdout = sys.stderr = open(os.devnull, "w")
         return voice
 
+    def leave(self) -> None:
+        """Part from the other processes in peace."""
+        if self.store is not None:
+            from torch.distributed import destroy_process_group
+
+            destroy_process_group()
+
     def fail(self, message: str, status: int) -> int:
         """One line on standard error."""
         self.say(f"cogvideox: {' '.join(message.split())}")

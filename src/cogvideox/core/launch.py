@@ -6,8 +6,8 @@ import os
 
 
 def processes() -> int:
-    """How many processes share the run."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    """How many processes share the run. Other launchers use the same names for other things."""
+    return int(os.environ.get("WORLD_SIZE", "1")) if "TORCHELASTIC_RUN_ID" in os.environ else 1
 
 
 def rank() -> int:

@@ -127,7 +127,8 @@ def make_plan(
     portion = Portion() if world is None else Portion.of(world, guided)
     guided = guided and portion.branches == 1
     own = -(-tokens // portion.tokens)
-    clip = -(-shape.latents[1] // portion.rows) * PIXELS_PER_LATENT, shape.width, size
+    rows = -(-shape.latents[1] // portion.rows) + (portion.rows > 1)  # one for borders and their exchange
+    clip = rows * PIXELS_PER_LATENT, shape.width, size
     to_decode = decoding(spec.vae, shape.frames, *clip).bytes()
     to_encode = encoding(spec.vae, encoded, *clip).bytes() if encoded else 0
 
@@ -137,7 +138,7 @@ def make_plan(
         at_once = 1 if apart else 1 + guided
         to_sample = sampling(spec.transformer, own, at_once, size).bytes() + to_keep
         if portion.tokens > 1:
-            to_sample += exchanged(spec.transformer, own if portion.heads else tokens, at_once, size)
+            to_sample += exchanged(spec.transformer, tokens, own, portion.heads, size)
         coding = max(to_encode, to_decode)
         if not wait:
             peak = weights.total - held + max(to_sample, coding)

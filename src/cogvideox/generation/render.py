@@ -26,30 +26,25 @@ def render(pipe: Pipeline, request: Request, inputs: Inputs, path: Path, watch: 
         if pipe.first:
             made.save(path)
         return made
-    if not pipe.first:
-        pipe.decode_into(_pass, made, watch)
-        return made
     kept = keeps(path)
-    made.save(kept)
+    if pipe.first:
+        made.save(kept)
     try:
         write(pipe, made, path, watch)
     except BaseException:
         watch.note(f"the latents are kept: cogvideox decode {kept}")
         raise
-    kept.unlink()
+    if pipe.first:
+        kept.unlink()
     return made
 
 
-def _pass(chunks: Iterator[Frames]) -> None:
-    """Take part in decoding for another process that writes."""
-    for _ in chunks:
-        pass
-
-
 def write(pipe: Pipeline, latents: Latents, path: Path, watch: Watch) -> None:
-    """Decode latents into a video file, chunk by chunk."""
+    """Decode latents into a video file, chunk by chunk. Of several processes the first one writes."""
 
     def consume(chunks: Iterator[Frames]) -> int:
+        if not pipe.first:
+            return sum(len(chunk) for chunk in chunks)
         return write_video(path, chunks, latents.fps, dict(latents.metadata))
 
     pipe.decode_into(consume, latents, watch)

@@ -157,10 +157,9 @@ def connect(parallel: str | None) -> World | None:
     if parallel is None:
         return None
     way = Way.parse(parallel)
-    if processes() == 1:
-        if way != Way():
-            raise InputError(f"parallel {parallel!r} needs several processes: start them with torchrun")
-        return None
-    if not dist.is_initialized():
+    if not dist.is_initialized() and processes() > 1:
         join()
-    return World.of(way, range(dist.get_world_size()))
+    size = dist.get_world_size() if dist.is_initialized() else 1
+    if size == 1 and way != Way():
+        raise InputError(f"parallel {parallel!r} needs several processes: start them with torchrun")
+    return World.of(way, range(size)) if size > 1 else None

@@ -60,27 +60,25 @@ class Relay(Carry):
 
     def __init__(self, world: World, index: int, plan: ChunkPlan) -> None:
         super().__init__(None if index == 0 else (), plan.lead)
-        self.world = world
         self.last = index == len(plan.sizes) - 1
+        group, size = world.everyone, world.everyone.size
+        self.before, self.after = (group.rank - 1) % size, (group.rank + 1) % size
+        self.source = world.back if group.rank == 0 else group
+        self.target = world.back if self.after == 0 else group
         self.sent: list[tuple[dist.Work, Tensor]] = []
         """What is on its way, and the memory that must stay as it is until it has arrived."""
 
     def take(self, x: Tensor, axis: int) -> Tensor | None:
         if self.first:
             return None
-        group, size = self.world.everyone, self.world.everyone.size
-        shape = [2 if a == axis else length for a, length in enumerate(x.shape)]
-        tail = x.new_empty(shape)
-        (group if group.rank > 0 else self.world.back).receive(tail, (group.rank - 1) % size)
+        tail = x.new_empty([2 if a == axis else length for a, length in enumerate(x.shape)])
+        self.source.receive(tail, self.before)
         return tail
 
     def leave(self, tail: Tensor, head: Tensor | None) -> None:
-        if self.last:
-            return
-        group, size = self.world.everyone, self.world.everyone.size
-        copy = tail.clone(memory_format=torch.contiguous_format)
-        to = self.world.back if group.rank == size - 1 else group
-        self.sent.append((to.send(copy, (group.rank + 1) % size), copy))
+        if not self.last:
+            copy = tail.clone(memory_format=torch.contiguous_format)
+            self.sent.append((self.target.send(copy, self.after), copy))
 
 
 def _in_time(work: Work, chunks: Iterable[Tensor], plan: ChunkPlan, world: World) -> Iterator[Tensor]:
@@ -95,16 +93,14 @@ def _in_time(work: Work, chunks: Iterable[Tensor], plan: ChunkPlan, world: World
         if own is not None:
             relay = Relay(world, start + group.rank, plan)
             out = work(own.contiguous(memory_format=torch.channels_last_3d), relay)
-            _arrive(sent)  # not before: the last rank's tails wait for the first rank's next chunk
+            # What was sent before is let go only now: it may have waited for the first rank's next chunk.
+            for message, _ in sent:
+                message.wait()
             sent = relay.sent
         for source in range(min(group.size, count - start)):
             yield group.broadcast(out if source == group.rank else None, source, like)
-    _arrive(sent)
-
-
-def _arrive(sent: list[tuple[dist.Work, Tensor]]) -> None:
-    for work, _ in sent:
-        work.wait()
+    for message, _ in sent:
+        message.wait()
 
 
 # ----------------------------------------------------------------------------------------------- in space
@@ -123,20 +119,21 @@ class Slab(Carry):
     def border(self, x: Tensor, above: int = 1, below: int = 1) -> Tensor:
         """Rows of the neighbours, and zeros beyond the frame. Differentiable."""
         rank, size = self.group.rank, self.group.size
-        row = x[..., :1, :].numel()
-        first, last = rank == 0, rank == size - 1
-        up, down = x[..., :below, :], x[..., x.shape[-2] - above :, :]
+        up, down = (
+            x[..., :below, :],
+            x[..., x.shape[-2] - above :, :],
+        )  # as many rows as come from the other side
         send, receive = [0] * size, [0] * size
-        if not first:
-            send[rank - 1], receive[rank - 1] = below * row, above * row
-        if not last:
-            send[rank + 1], receive[rank + 1] = above * row, below * row
-        leaving = [part.flatten() for part, stays in ((up, first), (down, last)) if not stays]
+        leaving = []
+        if rank > 0:
+            send[rank - 1], receive[rank - 1] = up.numel(), down.numel()
+            leaving.append(up.flatten())
+        if rank < size - 1:
+            send[rank + 1], receive[rank + 1] = down.numel(), up.numel()
+            leaving.append(down.flatten())
         came = self.group.exchange(torch.cat(leaving), send, receive)
-        sizes = [0 if first else above * row, 0 if last else below * row]
-        upper, lower = came.split(sizes)
-        upper = torch.zeros_like(down) if first else upper.view_as(down)
-        lower = torch.zeros_like(up) if last else lower.view_as(up)
+        upper = came[: down.numel()].view_as(down) if rank > 0 else torch.zeros_like(down)
+        lower = came[-up.numel() :].view_as(up) if rank < size - 1 else torch.zeros_like(up)
         return torch.cat([upper, x, lower], dim=-2)
 
     def group_norm(self, x_BCTHW: Tensor, norm: nn.GroupNorm) -> Tensor:
