@@ -14,6 +14,7 @@ def decode(
     model: Annotated[str | None, typer.Option(help="Model whose VAE decodes; default: as recorded.")] = None,
     dtype: Annotated[str | None, typer.Option(help="bf16, fp16 or fp32; default: as recorded.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or mps.")] = None,
+    parallel: Annotated[str, typer.Option(help="With torchrun: time or space.")] = "auto",
 ) -> None:
     """Decode LATENTS, such as a run that was stopped has left, into a video; the latents file stays."""
     from cogvideox.data.video import WRITERS, check_target
@@ -36,6 +37,7 @@ def decode(
             device=device or known.get("device"),
             compat=known.get("compat"),
             revision=known.get("revision") if model is None else None,
+            parallel=parallel,
         )
     check_latents(kept.latents_CTHW, pipe.spec)
     write(pipe, kept, path, watch)

@@ -29,6 +29,7 @@ NAMES = (
     ),
     *("aspect", "steps", "guidance", "dynamic_guidance", "sampler", "seed", "quality", "plan"),
 )
+PARALLEL = "With torchrun: cfg, sequence or ulysses, and time or space, joined by +."
 FORMS = "File (.mp4 .webm .gif .webp .png .png-folder .safetensors) or folder."
 LOADING = ("model", "revision", "dtype", "device", "compat", "lora", "calibration")
 
@@ -71,6 +72,7 @@ def generate(
     dtype: Annotated[Str, _option("Model", "bf16, fp16 or fp32.")] = None,
     device: Annotated[Str, _option("Model", "cpu, cuda or mps.")] = None,
     offload: Annotated[str, _option("Model", "auto, none or cpu.")] = "auto",
+    parallel: Annotated[str, _option("Model", PARALLEL)] = "auto",
     compat: Annotated[Str, _option("Model", "diffusers: its conventions and seeds.")] = None,
     preview: Annotated[bool, _option("Output", "Show pictures while sampling.", "--preview")] = False,
     dry_run: Annotated[bool, _option("Output", "Show the plan and stop.", "--dry-run")] = False,
@@ -87,6 +89,7 @@ def generate(
     from cogvideox.generation import jobs
     from cogvideox.generation.console import ConsoleWatch
     from cogvideox.generation.session import Session
+    from cogvideox.parallel.mesh import connect
 
     watch = ConsoleWatch(began=began)
     record = {} if repeat is None else jobs.recorded(repeat)
@@ -94,7 +97,7 @@ def generate(
     if calibration is not None and prompts is None and "quality" not in base:
         raise InputError(f"{calibration} holds presets: choose one, --quality high or --quality fast")
     todo = jobs.place(jobs.expand(base, jobs.rows(base, prompts), count), output)
-    loading = {name: options[name] for name in LOADING}
+    loading = {name: options[name] for name in LOADING} | {"parallel": connect(parallel)}
     session = Session.of(loading, record, offload)
     planned = session.plan(todo, accepted=given)
     _show(session, planned, watch)

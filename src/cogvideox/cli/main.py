@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import traceback
 from types import FrameType
 from typing import Annotated
 
@@ -14,7 +15,8 @@ import typer
 
 import cogvideox
 from cogvideox.cli import bench, calibrate, convert, data, decode, doctor, generate, info, models, train
-from cogvideox.core.errors import InputError, NonFiniteError
+from cogvideox.cli.voice import Voice
+from cogvideox.core.errors import InputError, NonFiniteError, PeerError
 from cogvideox.core.heap import one_heap
 
 STOPPED = 130
@@ -52,37 +54,38 @@ app.add_typer(data.app, name="data")
 def main() -> None:
     """Entry point: runs the command and exits with its status."""
     one_heap()
+    voice = Voice(sys.stderr)
     signal.signal(signal.SIGTERM, _terminate)
     try:
+        voice = Voice.find()
         status = app(prog_name="cogvideox", standalone_mode=False) or 0
-    except (InputError, NonFiniteError) as error:
-        status = _fail(str(error), error.exit_status)
+    except (InputError, NonFiniteError, PeerError) as error:
+        status = voice.fail(str(error), error.exit_status)
     except (KeyboardInterrupt, typer.Abort):
         status = STOPPED
     except BrokenPipeError:
         status = 1
     except OSError as error:  # a full disk, a drive that went away
-        status = _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error), 1)
+        status = voice.fail(f"{error.filename}: {error.strerror}" if error.filename else str(error), 1)
     except Exception as error:
         # Errors of usage carry their message this way in every release of typer; others are faults of the
         # program.
         format_message = getattr(error, "format_message", None)
         if format_message is None:
-            raise
-        if type(error).__name__ == "NoArgsIsHelpError":
+            if voice.store is None:
+                raise
+            voice.say(traceback.format_exc())
+            status = 1
+        elif type(error).__name__ == "NoArgsIsHelpError":
             error.show()  # type: ignore[attr-defined]
             status = 0
         else:
-            status = _fail(format_message(), 2)
+            status = voice.fail(format_message(), 2)
     if status == STOPPED:  # some releases of typer return this instead of letting Ctrl-C through
-        _fail("stopped; nothing unfinished is left behind", STOPPED)
+        voice.fail("stopped; nothing unfinished is left behind", STOPPED)
+    if status == 0:
+        voice.leave()
     sys.exit(status if isinstance(status, int) else 0)
-
-
-def _fail(message: str, status: int) -> int:
-    """One line on standard error."""
-    print(f"cogvideox: {' '.join(message.split())}", file=sys.stderr)
-    return status
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:

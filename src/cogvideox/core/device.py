@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import platform
 import resource
 import sys
@@ -13,6 +14,7 @@ import torch
 
 from cogvideox.core.cgroup import group_limits
 from cogvideox.core.errors import InputError, nearest
+from cogvideox.core.launch import processes_here
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 _SHORT = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
@@ -32,6 +34,12 @@ def pick_device(name: str | torch.device | None = None) -> torch.device:
     if not present.get(device.type, False):
         raise InputError(f"device {name!r} is not present here; available: {pick_device()}")
     return device
+
+
+def claim(index: int) -> None:
+    """Make the CUDA device of that index the one that this process means, if there are any."""
+    if torch.cuda.is_available():  # not run here: no GPU at hand
+        torch.cuda.set_device(index)
 
 
 def native_bfloat16(device: torch.device) -> bool:
@@ -84,7 +92,8 @@ class Memory:
 
 def memory(device: torch.device) -> Memory:
     """Total memory and what can still be had; on CPUs, what the system can give without swapping and the
-    limits of control groups (containers, batch systems) allow.
+    limits of control groups (containers, batch systems) allow, in equal parts for the processes that torchrun
+    started on this machine.
     """
     if device.type == "cuda":  # not run here: no GPU at hand
         free, total = torch.cuda.mem_get_info(device)
@@ -93,7 +102,7 @@ def memory(device: torch.device) -> Memory:
     total, free = system.total, system.free
     for limit, used in group_limits():
         total, free = min(total, limit), min(free, max(0, limit - used))
-    return Memory(total, free)
+    return Memory(total, free // processes_here())
 
 
 def _system_memory() -> Memory:
@@ -102,8 +111,6 @@ def _system_memory() -> Memory:
         fields = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines if line}
         return Memory(fields["MemTotal"], fields["MemAvailable"])
     except (OSError, KeyError):
-        import os
-
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         return Memory(total, total // 2)
 

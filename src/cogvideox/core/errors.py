@@ -18,6 +18,12 @@ class CheckpointError(InputError):
     """
 
 
+class PeerError(RuntimeError):
+    """Another process of the run ended or does not answer. Exit status 1."""
+
+    exit_status = 1
+
+
 class NonFiniteError(RuntimeError):
     """NaN or infinity appeared in a computation; the message names the stage and the step. Exit status 3."""
 

@@ -8,7 +8,7 @@ whole pack (text and video), C channels, T H W latent grid, P numbers per patch.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
 
@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 
 Grid = tuple[int, int, int]
+Span = tuple[int, int] | None
+"""Tokens of a grid, from and to, in (t, h, w) order; None: all of them."""
 
 
 @dataclass(frozen=True)
@@ -25,20 +27,30 @@ class Segment:
     text_length: int
     """Text tokens, padding included."""
     grid: Grid
-    """Tokens along (t, h, w)."""
+    """Tokens of the sample along (t, h, w)."""
     weight: float = 1.0
     """Weight of the sample's loss."""
     sample: str = ""
     """Id of the sample, for logs and keyed randomness."""
+    text_start: int = 0
+    """Text tokens of the sample before those that are here: several processes may share it."""
+    rows: Span = None
+    """The video tokens that are here."""
 
     @property
     def video_length(self) -> int:
+        if self.rows is not None:
+            return self.rows[1] - self.rows[0]
         t, h, w = self.grid
         return t * h * w
 
     @property
     def length(self) -> int:
         return self.text_length + self.video_length
+
+    def shape(self) -> Segment:
+        """The segment without what makes it one sample among others of its shape."""
+        return replace(self, weight=1.0, sample="")
 
 
 @dataclass(frozen=True)
@@ -79,7 +91,7 @@ class Pack:
 
     @cached_property
     def groups(self) -> tuple[Group, ...]:
-        shapes = groupby(self.segments, key=lambda s: Segment(s.text_length, s.grid))
+        shapes = groupby(self.segments, key=Segment.shape)
         return tuple(Group(shape, len(list(run))) for shape, run in shapes)
 
     @cached_property

@@ -133,6 +133,7 @@ def plan_lines(session: Session, planned: Planned) -> list[str]:
         f"{plan.tokens:,} tokens; needs {gib(plan.peak)}, {gib(plan.free)} free; "
         f"about {duration(sum(planned.seconds.values()))} on {where}",
         *_savings(plan, session.device.type),
+        *([] if session.world is None else [session.world.describe(settings.guided)]),
     ]
 
 

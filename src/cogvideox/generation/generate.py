@@ -26,6 +26,7 @@ from cogvideox.generation.noise import Noise, Shape
 from cogvideox.generation.request import Settings
 from cogvideox.generation.sample import Conditions, Known, sample
 from cogvideox.generation.watch import Watch
+from cogvideox.parallel.mesh import World
 
 
 @dataclass(frozen=True)
@@ -62,27 +63,30 @@ def generate(
     compat: Compat | None = None,
     release_text: bool = False,
     apart: bool = False,
+    world: World | None = None,
 ) -> Tensor:
     """Latents of the finished clip (C, T, H, W): fp32, on the CPU, padding dropped.
 
     `release_text` frees the text encoder once the prompt is encoded; prompts that it has seen stay cached.
-    With `apart` the branches of guidance run one after the other.
+    With `apart` the branches of guidance run one after the other. The processes of a `world` share the work,
+    and all of them get the clip.
     Raises NonFiniteError when numbers blow up, naming the step.
     """
     texts = _embed(model, prompt, settings, inputs, place, watch)
     if release_text:
         model.text.release()
-    given_CTHW = _encode(model, settings, inputs, noise, place, watch)
+    given_CTHW = _encode(model, settings, inputs, noise, place, watch, world)
     clip_CTHW = given_CTHW if settings.task == "extend" else None
     timesteps = sampling_timesteps(settings.steps)
     sampler = Sampler(settings.sampler, model.schedule, timesteps, compat)
+    mesh = None if world is None else world.mesh(settings.guided)
     total = (settings.steps - settings.start) * len(settings.windows)
     with watch.stage("sample", total) as advance, place.turn(model.transformer):
         for index, window in enumerate(settings.windows):
             prefix_CTHW = None if clip_CTHW is None else clip_CTHW[:, -window.known :]
             task = _Window(model, settings, place, noise, index, window.known + window.new)
             x_CTHW, conditions = task.inputs(texts, given_CTHW, prefix_CTHW, inputs.start_CTHW)
-            conditions = replace(conditions, apart=apart)
+            conditions = replace(conditions, apart=apart, mesh=mesh)
             start = sampler.start(x_CTHW.to(place.device), settings.start)
             loop_dtype = place.dtype if compat else torch.float32
             states = sample(
@@ -130,7 +134,13 @@ def _embed(
 
 
 def _encode(
-    model: Model, settings: Settings, inputs: Inputs, noise: Noise, place: Place, watch: Watch
+    model: Model,
+    settings: Settings,
+    inputs: Inputs,
+    noise: Noise,
+    place: Place,
+    watch: Watch,
+    world: World | None,
 ) -> Tensor | None:
     """Latents of what was given, (C, t, H, W); None when it is words only."""
     shape, channels = settings.shape, model.spec.vae.latent_channels
@@ -145,12 +155,13 @@ def _encode(
         if settings.task == "image":
             frames = media.clip(1, settings.fps, shape.height, shape.width)
             drawn = noise.posterior((channels, 1, h, w))
-            return encode(model.vae, frames, drawn, condition=model.spec.image_conditioned)
+            return encode(model.vae, frames, drawn, condition=model.spec.image_conditioned, world=world)
         length = shape.frames
         if settings.task == "extend":
             length -= 4 * sum(window.new for window in settings.windows)
         frames = media.clip(length, settings.fps, shape.height, shape.width, last=settings.task == "extend")
-        return encode(model.vae, frames, noise.posterior((channels, (length - 1) // 4 + 1, h, w)))
+        drawn = noise.posterior((channels, (length - 1) // 4 + 1, h, w))
+        return encode(model.vae, frames, drawn, world=world)
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,8 @@ from cogvideox.generation.plan import Weights, gib, weights_of
 from cogvideox.generation.quality import FILE, Calibration
 from cogvideox.models.specs import SPECS, ModelSpec, PositionPolicy, Unconditional
 from cogvideox.models.text import TextEncoder
+from cogvideox.parallel.mesh import World, connect
+from cogvideox.parallel.sequence import share_attention
 
 Offload = Literal["auto", "none", "cpu"]
 Adapter = str | Path | tuple[str | Path, float]
@@ -40,6 +42,7 @@ def load(
     position_policy: PositionPolicy | None = None,
     texts: Sequence[str] = (),
     calibration: str | Path | None = None,
+    parallel: str | World | None = None,
 ) -> Pipeline:
     """A pipeline for "mini", a model folder, a released model ("5b") or a hub id.
 
@@ -51,7 +54,11 @@ def load(
     condition, `unconditional` text ("zeros", "empty"), `position_policy` ("interpolate", "extrapolate").
     If the text encoder is to be freed after use and all `texts` that it will be asked for are given, it is
     gone before the other parts are read. `calibration` is a file of `cogvideox calibrate`, where the model
-    comes without one or another is wanted. Raises InputError when the model does not exist, is damaged or
+    comes without one or another is wanted.
+
+    `parallel` shares the work among the processes that torchrun started, all of which make the same calls and
+    get the same results: "auto", or what is to be divided, such as "cfg+sequence" (docs/guide.md); None
+    leaves each process alone. Raises InputError when the model does not exist, is damaged or
     does not fit.
     """
     check_words(offload, compat)
@@ -61,6 +68,7 @@ def load(
     spec, weights = survey(source, precision, revision)
     found = calibration_of(source, revision) if calibration is None else Calibration.read(Path(calibration))
     parts_wait = must_wait(spec, weights, target, offload)
+    world = connect(parallel) if parallel is None or isinstance(parallel, str) else parallel
     loras = [(adapters.load_lora(file), weight) for file, weight in pairs]
     accelerator = target.type != "cpu"
     named = {"image_scale": image_scale, "unconditional": unconditional, "position_policy": position_policy}
@@ -83,6 +91,8 @@ def load(
     )
     if loras:
         adapters.apply(model, loras)
+    if world is not None:
+        share_attention(model.transformer)
     return Pipeline(
         model,
         Place(target, precision, offload=parts_wait and accelerator),
@@ -92,6 +102,7 @@ def load(
         revision=revision,
         conventions=conventions,
         calibration=found,
+        world=world,
     )
 
 

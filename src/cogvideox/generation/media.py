@@ -24,6 +24,8 @@ from cogvideox.data.video import Frames, Info, cover_crop, is_picture, probe, re
 from cogvideox.generation.request import Given, Request
 from cogvideox.models.specs import ModelSpec
 from cogvideox.models.vae.autoencoder import VAE, Posterior
+from cogvideox.parallel.mesh import World
+from cogvideox.parallel.vae import encode_stream
 
 LATENTS = ".safetensors"
 _KEY = "cogvideox"
@@ -189,15 +191,26 @@ def to_frames(video_BCTHW: Tensor) -> Frames:
 
 
 @torch.no_grad()
-def encode(vae: VAE, frames: Frames, noise_CTHW: Tensor | None = None, *, condition: bool = False) -> Tensor:
+def encode(
+    vae: VAE,
+    frames: Frames,
+    noise_CTHW: Tensor | None = None,
+    *,
+    condition: bool = False,
+    world: World | None = None,
+) -> Tensor:
     """Frames (4k+1, H, W, 3) -> latents (C, T, H, W), fp32 on the CPU. One chunk is in floats at a time.
 
     The posterior's mode, or a sample with `noise_CTHW`. `condition` applies the scale of image conditions.
+    The processes of a `world` share the work, and all of them get the latents.
     """
     plan, device = encode_plan(len(frames)), next(vae.parameters()).device
     starts = np.cumsum(plan.sizes)[:-1]
     chunks = (to_signed(part).to(device) for part in np.split(frames, starts))
-    posterior = Posterior.join(vae.encode_stream(chunks, plan))
+    if world is None:
+        posterior = Posterior.join(vae.encode_stream(chunks, plan))
+    else:
+        posterior = Posterior.join(encode_stream(vae, chunks, world, plan))
     noise = None if noise_CTHW is None else noise_CTHW[None]
     return vae.latents(posterior, noise, condition=condition)[0].float().cpu()
 

@@ -71,6 +71,13 @@ def residuals(spec: TransformerSpec, tokens: int, branches: int, itemsize: int) 
     return 4 * branches * tokens * spec.width * itemsize
 
 
+def exchanged(spec: TransformerSpec, tokens: int, own: int, heads: bool, itemsize: int) -> int:
+    """Bytes that attention over `tokens` of several processes adds to one that has its `own`: keys and values
+    of all, or (by heads) what goes out and comes in, for one segment. Measured: `tools.measure_parallel`.
+    """
+    return (12 * own if heads else 4 * tokens) * spec.width * itemsize
+
+
 def decoding(spec: VAESpec, frames: int, height: int, width: int, itemsize: int) -> Need:
     """Decoding a clip of so many pixels chunk by chunk. Long clips need no more than short ones."""
     chunk = pixel_frames(max(decode_plan(latent_frames(frames)).sizes)) + 1  # some tensors have two more

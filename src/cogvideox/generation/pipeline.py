@@ -40,6 +40,7 @@ from cogvideox.models.specs import ModelSpec
 from cogvideox.models.text import TextEncoder
 from cogvideox.models.transformer.model import Transformer
 from cogvideox.models.vae.autoencoder import VAE
+from cogvideox.parallel.mesh import World
 
 R = TypeVar("R")
 Generators = torch.Generator | Sequence[torch.Generator]
@@ -72,6 +73,8 @@ class Pipeline:
     """Single conventions that were chosen in `load`."""
     calibration: Calibration | None = None
     """What the presets of `quality` mean."""
+    world: World | None = None
+    """The processes that share the work. All of them make the same calls and get the same results."""
 
     def __repr__(self) -> str:
         return f"Pipeline({self.spec.name} on {self.place.device} in {self.place.dtype})"
@@ -182,6 +185,8 @@ class Pipeline:
         if not request.prompt.strip() and inputs.cond_LC is None:
             raise InputError("the prompt is empty")
         settings = decide(request, self.spec, inputs.given, self.compat, self.calibration)
+        if self.world is not None:
+            self.world.check(settings.guided, self.spec.transformer.heads, settings.shape.latents[1])
         plan = self.plan(settings, settings.shape)
         check(plan, self.spec, lambda shape: self.plan(settings, shape))
         return settings, plan
@@ -195,6 +200,7 @@ class Pipeline:
             guided=settings.guided,
             encoded=settings.encoded(shape),
             kept=settings.plan is not None,
+            world=self.world,
             dtype=self.place.dtype,
             memory=memory(self.place.device),
             weights=self.weights,
@@ -223,6 +229,7 @@ class Pipeline:
     def latents(self, request: Request, inputs: Inputs, watch: Watch, noise: Noise | None = None) -> Latents:
         """Carry out a request up to the latents of its clip; `noise` defaults to that of its seed."""
         settings, plan = self.prepare(request, inputs)
+        apart = plan.apart if self.world is None else self.world.everyone.any(plan.apart)
         for note in settings.notes:
             watch.note(note)
         clip_CTHW = generate(
@@ -235,7 +242,8 @@ class Pipeline:
             watch,
             compat=self.compat,
             release_text=self.release_text,
-            apart=plan.apart,
+            apart=apart,
+            world=self.world,
         )
         return Latents(clip_CTHW, settings.fps, self._record(request, settings, inputs, noise))
 
@@ -246,7 +254,12 @@ class Pipeline:
     def decode_into(self, consume: Callable[[Iterator[Frames]], R], latents: Latents, watch: Watch) -> R:
         """`consume` what a clip decodes to, chunk by chunk (again from the start when memory runs out)."""
         with self.place.turn(self.vae):
-            return decode(self.vae, latents.latents_CTHW, consume, watch, self.compat)
+            return decode(self.vae, latents.latents_CTHW, consume, watch, self.compat, self.world)
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that should write files, of several, or the only one."""
+        return self.world is None or self.world.first
 
     def noise(self, seed: int) -> Noise:
         """The noise of a seed; with compat="diffusers" that of `torch.Generator().manual_seed(seed)`."""
@@ -293,7 +306,7 @@ class Pipeline:
             },
             "versions": {"torch": torch.__version__, "python": platform.python_version()},
             "threads": torch.get_num_threads(),
-        }
+        } | ({} if self.world is None else {"parallel": self.world.facts(settings.guided)})
 
 
 def _texts(

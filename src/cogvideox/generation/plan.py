@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -14,11 +15,12 @@ import torch.nn.functional as F
 from cogvideox.core.device import Memory
 from cogvideox.core.errors import InputError
 from cogvideox.core.shapes import PIXELS_PER_LATENT, ClipShape, plan_shape
-from cogvideox.generation.memory import decoding, encoding, residuals, sampling
+from cogvideox.generation.memory import decoding, encoding, exchanged, residuals, sampling
 from cogvideox.generation.request import Settings
 from cogvideox.models.specs import ModelSpec, TransformerSpec, VAESpec
 from cogvideox.models.transformer.model import Transformer
 from cogvideox.models.vae.autoencoder import VAE
+from cogvideox.parallel.mesh import World
 
 GIB = 2**30
 T5_XXL_PARAMETERS = 4_762_310_656
@@ -64,6 +66,23 @@ class Plan:
         return self.peak <= self.free
 
 
+@dataclass(frozen=True)
+class Portion:
+    """What one of several processes works on: one part of so many."""
+
+    branches: int = 1
+    tokens: int = 1
+    heads: bool = False
+    """In attention it has all tokens of some heads; else its own and the keys of all."""
+    rows: int = 1
+    """Of the VAE's frames."""
+
+    @classmethod
+    def of(cls, world: World, guided: bool) -> Self:
+        mesh = world.mesh(guided)
+        return cls(mesh.branches, mesh.sequence.size, mesh.ulysses, world.slabs)
+
+
 def weights_of(spec: ModelSpec, dtype: torch.dtype, text_bytes: int | None = None) -> Weights:
     """Bytes of a model's parts in `dtype`; `text_bytes` defaults to T5-XXL, the released models' encoder."""
     size = dtype.itemsize
@@ -94,23 +113,32 @@ def make_plan(
     held: int = 0,
     wait: bool | None = None,
     accelerator: bool = False,
+    world: World | None = None,
 ) -> Plan:
     """The plan for a clip of `shape` whose longest window has `longest` latent frames (padding not counted)
     and of which `encoded` frames are given.
 
     A step plan has residuals `kept`. `held` bytes of the weights are in memory already. Parts that `wait` for
     their turn are not in memory together: on an `accelerator` only the part at work is, on a CPU the text
-    encoder is freed after use. None: only if they must. Branches of guidance run together if they fit.
+    encoder is freed after use. None: only if they must. Branches of guidance run together if they fit. The
+    needs are those of each process of a `world`, and so must `memory` be.
     """
     tokens, size = _tokens(spec, shape, longest), dtype.itemsize
-    clip = shape.height, shape.width, size
+    portion = Portion() if world is None else Portion.of(world, guided)
+    guided = guided and portion.branches == 1
+    own = -(-tokens // portion.tokens)
+    rows = -(-shape.latents[1] // portion.rows) + (portion.rows > 1)  # one for borders and their exchange
+    clip = rows * PIXELS_PER_LATENT, shape.width, size
     to_decode = decoding(spec.vae, shape.frames, *clip).bytes()
     to_encode = encoding(spec.vae, encoded, *clip).bytes() if encoded else 0
 
-    to_keep = residuals(spec.transformer, tokens, 1 + guided, size) if kept else 0
+    to_keep = residuals(spec.transformer, own, 1 + guided, size) if kept else 0
 
     def make(wait: bool, apart: bool) -> Plan:
-        to_sample = sampling(spec.transformer, tokens, 1 if apart else 1 + guided, size).bytes() + to_keep
+        at_once = 1 if apart else 1 + guided
+        to_sample = sampling(spec.transformer, own, at_once, size).bytes() + to_keep
+        if portion.tokens > 1:
+            to_sample += exchanged(spec.transformer, tokens, own, portion.heads, size)
         coding = max(to_encode, to_decode)
         if not wait:
             peak = weights.total - held + max(to_sample, coding)

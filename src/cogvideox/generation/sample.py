@@ -19,7 +19,10 @@ from cogvideox.diffusion.inputs import Sample, build_pack, split_output
 from cogvideox.diffusion.samplers import Sampler, SamplerState
 from cogvideox.diffusion.stepplan import StepPlan
 from cogvideox.generation.noise import Noise
+from cogvideox.models.specs import TransformerSpec
 from cogvideox.models.transformer.model import Transformer
+from cogvideox.parallel.mesh import Mesh
+from cogvideox.parallel.sequence import Share, gather_video, share
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,8 @@ class Conditions:
     known: Known | None = None
     apart: bool = False
     """The branches of guidance run one after the other: half the memory, a little slower."""
+    mesh: Mesh | None = None
+    """The processes that share the work; all of them get all results."""
 
 
 @dataclass(frozen=True)
@@ -137,8 +142,9 @@ def _front(known: Known, origin_CTHW: Tensor, sampler: Sampler, t: int) -> Tenso
 def predict(transformer: Transformer, x_CTHW: Tensor, t: int, conditions: Conditions, scale: float) -> Tensor:
     """Guided v at (x, t), fp32. With guidance, both branches run as one pack of two segments, or apart."""
     pack = _pack(transformer, x_CTHW, t, conditions, pair=True)
-    packs = pack.alone() if conditions.apart else (pack,)
-    outputs = split_output(torch.cat([transformer(one) for one in packs]), pack, transformer.spec)
+    mine = pack if conditions.mesh is None else share(pack, conditions.mesh)
+    packs = mine.alone() if conditions.apart else (mine,)
+    outputs = _outputs(torch.cat([transformer(one) for one in packs]), mine, pack, transformer.spec)
     return combine(outputs[0], outputs[1], scale) if len(outputs) == 2 else outputs[0]
 
 
@@ -155,17 +161,18 @@ def predict_by_plan(
 ) -> tuple[Tensor, Kept]:
     """`predict` by one step of a resolved plan, and what the next steps need. Equal to it for "f" and "p"."""
     pack = _pack(transformer, x_CTHW, t, conditions, pair=guide == "p")
-    packs = pack.alone() if conditions.apart else (pack,)
+    mine = pack if conditions.mesh is None else share(pack, conditions.mesh)
+    packs = mine.alone() if conditions.apart else (mine,)
     entered = [(*transformer.embed(one), one) for one in packs]
     before_LD = torch.cat([one.video_rows(x_LD) for x_LD, _, one in entered])
     if block == "f":
         after_LD = torch.cat([transformer.stack(*one) for one in entered])
-        kept = kept.add(t, list(pack.per_segment(after_LD - before_LD)))
+        kept = kept.add(t, list(mine.per_segment(after_LD - before_LD)))
     else:
         branches = range(-len(pack.segments), 0)
         after_LD = before_LD + torch.cat([kept.residual(t, b, "rt".index(block)) for b in branches])
     temb_SC = torch.cat([temb for _, temb, _ in entered])
-    outputs = split_output(transformer.output(after_LD, temb_SC, pack), pack, transformer.spec)
+    outputs = _outputs(transformer.output(after_LD, temb_SC, mine), mine, pack, transformer.spec)
     cond_CTHW = outputs[-1]
     if guide == "c":
         return cond_CTHW, kept
@@ -174,6 +181,11 @@ def predict_by_plan(
         return combine(outputs[0], cond_CTHW, scale), kept
     assert kept.gap_CTHW is not None
     return cond_CTHW + (scale - 1) * kept.gap_CTHW, kept
+
+
+def _outputs(v_LP: Tensor, mine: Pack, pack: Pack, spec: TransformerSpec) -> list[Tensor]:
+    """v of each segment of `pack`, (C, T, H, W), from the rows that `mine`, it or a share of it, came to."""
+    return split_output(gather_video(v_LP, mine) if isinstance(mine, Share) else v_LP, pack, spec)
 
 
 def _pack(transformer: Transformer, x_CTHW: Tensor, t: int, conditions: Conditions, pair: bool) -> Pack:

@@ -23,6 +23,7 @@ from cogvideox.generation.request import Settings, decide
 from cogvideox.generation.result import check_output
 from cogvideox.generation.watch import Watch
 from cogvideox.models.specs import ModelSpec
+from cogvideox.parallel.mesh import World
 
 
 @dataclass(frozen=True)
@@ -76,9 +77,15 @@ class Session:
             "lora": [tuple(p) for p in known.get("lora", [])] if lora is None else [adapter(x) for x in lora],
             "offload": offload,
             "calibration": given.get("calibration"),
+            "parallel": given.get("parallel"),
         }
         check_words(offload, found["compat"])
         return cls(found, record)
+
+    @property
+    def world(self) -> World | None:
+        """The processes that share the work, if there are several."""
+        return self.loading["parallel"]
 
     @property
     def device(self) -> torch.device:
@@ -117,9 +124,14 @@ class Session:
                 check_inputs(self.record, inputs.digests(), accepted)
             settings = decide(job.request, spec, inputs.given, self.loading["compat"], self.calibration)
             check_output(job.output, settings.shape.frames)
+            if self.world is not None:
+                self.world.check(settings.guided, spec.transformer.heads, settings.shape.latents[1])
             plan = self._plan(settings, settings.shape)
             check(plan, spec, partial(self._plan, settings))
             seconds = seconds_of(spec, settings, weights, self.dtype, speeds)
+            if self.world is not None:
+                size = self.world.everyone.size
+                seconds = {stage: s if stage == "text" else s / size for stage, s in seconds.items()}
             planned.append(Planned(job, inputs, settings, plan, seconds))
         return planned
 
@@ -137,6 +149,7 @@ class Session:
             weights=weights,
             wait={"none": False, "cpu": True}.get(self.loading["offload"]),
             accelerator=self.device.type != "cpu",
+            world=self.world,
         )
 
     def open(self, planned: Sequence[Planned], watch: Watch) -> Pipeline:

@@ -6,6 +6,7 @@ embedding.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -130,17 +131,27 @@ class FullAttention(nn.Module):
         self.out = linear(spec, spec.width, spec.width)
 
     def forward(self, x_LD: Tensor, pack: Pack, rope: Rope | None) -> Tensor:
-        qkv_LD, outputs = self.qkv(x_LD, pack), []
-        if type(self) is FullAttention and kernels.suit(x_LD) and kernels.attends(self):
+        qkv_LD = self.qkv(x_LD, pack)
+        if type(self).attend is FullAttention.attend and kernels.suit(x_LD) and kernels.attends(self):
             return self.out(kernels.attend(self, qkv_LD, pack, rope), pack)
+        projected = enumerate(self.project(qkv_LD, pack, rope))
+        outputs = [
+            self.attend(*qkv, pack, index).transpose(1, 2).flatten(2).flatten(0, 1)
+            for index, qkv in projected
+        ]
+        return self.out(torch.cat(outputs) if len(outputs) > 1 else outputs[0], pack)
+
+    def project(
+        self, qkv_LD: Tensor, pack: Pack, rope: Rope | None
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """q, k and v of each group in turn, normed and rotated, each (count, N, L, K)."""
         for index, qkv in enumerate(pack.split(qkv_LD)):
             q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
             q, k = self.norm_q(q), self.norm_k(k)
             if rope is not None:
                 text = pack.groups[index].segment.text_length
                 q, k = (_rotate_video(x, text, rope[index]) for x in (q, k))
-            outputs.append(self.attend(q, k, v, pack, index).transpose(1, 2).flatten(2).flatten(0, 1))
-        return self.out(torch.cat(outputs) if len(outputs) > 1 else outputs[0], pack)
+            yield q, k, v
 
     def attend(self, q_SNLK: Tensor, k_SNLK: Tensor, v_SNLK: Tensor, pack: Pack, index: int) -> Tensor:
         """Attention inside each segment of group `index`, all (count, N, L, K)."""

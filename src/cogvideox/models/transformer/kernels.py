@@ -200,11 +200,15 @@ class _Attend(Function):
         kept: bool,
     ) -> Tensor:
         norms = _Norms(*(w.data_ptr() for w in halves), eps)
-        out_LD, logs, start = qkv_LD.new_empty(len(qkv_LD), heads * HEAD), [], 0
+        logs: list[Tensor | None] = []
+        out_LD, start = qkv_LD.new_empty(len(qkv_LD), heads * HEAD), 0
         assert KERNELS.loaded is not None
         for index, group in enumerate(pack.groups):
             end, (cosine, sine) = start + group.length, (None, None) if rope is None else rope[index]
             segment = group.segment
+            if start == end:  # another process has its tokens
+                logs.append(None)
+                continue
             padded = KERNELS.loaded.padded_length(segment.length)
             memory = qkv_LD.new_empty(group.count * heads * 3 * padded * HEAD)
             logs.append(torch.empty(group.length * heads) if kept else None)
@@ -232,6 +236,8 @@ class _Attend(Function):
         for index, group in enumerate(pack.groups):
             end, (cosine, sine) = start + group.length, (None, None) if rope is None else rope[index]
             segment = group.segment
+            if start == end:
+                continue
             memory = torch.empty(threads, KERNELS.loaded.head_size(segment.length))
             sizes = (group.count, segment.length, heads, segment.text_length)
             KERNELS.call(

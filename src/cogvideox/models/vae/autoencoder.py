@@ -200,10 +200,13 @@ class VAE(nn.Module):
         _check(latents_BCTHW, self.spec.latent_channels, plan)
         cache: Cache | None = None
         for count, chunk in enumerate(latents_BCTHW.split(plan.sizes, dim=2), 1):
-            z = (chunk / self.spec.scale).to(self.dtype)  # divided first: one rounding
-            last = count == len(plan.sizes)
+            z, last = self.unscaled(chunk), count == len(plan.sizes)
             frames, cache = self.decode_chunk(z, cache, lead=plan.lead, reuse=_no_grad(), last=last)
             yield frames
+
+    def unscaled(self, latents: Tensor) -> Tensor:
+        """Latents in the transformer's scale -> what the decoder takes."""
+        return (latents / self.spec.scale).to(self.dtype)  # divided first: one rounding
 
     def posterior(self, video_BCTHW: Tensor, plan: ChunkPlan | None = None) -> Posterior:
         """Unscaled posterior of a whole clip; `plan` defaults to `encode_plan`."""

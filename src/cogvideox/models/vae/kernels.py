@@ -94,7 +94,7 @@ def norm_silu_conv(
     if matrix_units():
         return _norm_silu_then_conv(x_BTHWC, norms, grid, carry, conv, residual_BCTHW)
     batch, frames, height, width, channels = x_BTHWC.shape
-    head, head_norms = carry.take(), carry.take()
+    head, head_norms = carry.take(x_BTHWC, 1), carry.take(norms, 1)
     opens = head is None
     if head is None or head_norms is None:
         head, head_norms = x_BTHWC[:, :1].expand(-1, 2, -1, -1, -1), norms[:, :1].expand(-1, 2, -1, -1, -1)
@@ -124,7 +124,7 @@ def _norm_silu_then_conv(
     residual_BCTHW: Tensor | None,
 ) -> Tensor:
     batch, frames, height, width, channels = x_BTHWC.shape
-    head = carry.take()
+    head = carry.take(x_BTHWC, 1)
     padded = x_BTHWC.new_empty(batch, 2 + frames, height, width, channels)
     for b in range(batch):
         read = _frames(list(zip(x_BTHWC[b], norms[b], strict=True)))

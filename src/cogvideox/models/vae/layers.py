@@ -22,7 +22,12 @@ class Carry:
     order, and `cache` holds their new tails once the chunk is through. With `reuse` they are written into the
     memory of the old ones, which are then spent: a long clip does not scatter small blocks over the heap.
     The `last` chunk of a clip leaves none: for a picture they would be twice its activations.
+
+    Where frames are cut between processes, a subclass brings what lies beyond the piece that is here.
     """
+
+    whole = True
+    """Frames are whole: convolutions pad them with zeros."""
 
     def __init__(
         self, previous: Cache | None, lead: bool, *, reuse: bool = False, last: bool = False
@@ -38,8 +43,10 @@ class Carry:
         self._tails: list[Tensor] = []
         self._workspace: Tensor | None = None
 
-    def take(self) -> Tensor | None:
-        """The tail that the next convolution left in the chunk before; None when the clip opens."""
+    def take(self, x: Tensor, axis: int) -> Tensor | None:
+        """The tail that the next convolution left in the chunk before; None when the clip opens. It is what
+        `x` would be with two frames, which lie along `axis`.
+        """
         return next(self._previous, None)
 
     def leave(self, tail: Tensor, head: Tensor | None) -> None:
@@ -58,11 +65,21 @@ class Carry:
 
     def pad(self, x_BCTHW: Tensor) -> Tensor:
         """Two frames in front: the tail of the previous chunk, or the clip's first frame twice."""
-        head = self.take()
+        head = self.take(x_BCTHW, 2)
         first = x_BCTHW[:, :, :1]  # twice, for `cat` keeps channels_last_3d only if all its parts have it
         padded = torch.cat([first, first, x_BCTHW] if head is None else [head, x_BCTHW], dim=2)
         self.leave(padded[:, :, -2:], head)
         return padded
+
+    def border(self, x: Tensor, above: int = 1, below: int = 1) -> Tensor:
+        """With the rows (of the last axis but one) beyond the edges of a piece of frames; whole ones have
+        none.
+        """
+        return x
+
+    def group_norm(self, x_BCTHW: Tensor, norm: nn.GroupNorm) -> Tensor:
+        """`norm(x)`, whose statistics are those of whole frames."""
+        return group_norm(x_BCTHW, norm)
 
     @property
     def cache(self) -> Cache:
@@ -76,13 +93,15 @@ class CausalConv3d(nn.Conv3d):
         super().__init__(in_channels, out_channels, 3, padding=(0, 1, 1))
 
     def forward(self, x_BCTHW: Tensor, carry: Carry) -> Tensor:  # type: ignore[override]
-        padded = carry.pad(x_BCTHW)
+        x_BCTHW = carry.border(x_BCTHW)
+        padded, rows = carry.pad(x_BCTHW), int(carry.whole)
         # In low precision the rounded sum of taps is a fifth worse than the convolution: only to train with.
         exact = self.weight.dtype == torch.float32
         if carry.first and x_BCTHW.shape[2] == 1 and (exact or torch.is_grad_enabled()):
             # One frame three times under three taps: a 2D convolution with their sum, a third of the work.
-            return F.conv2d(x_BCTHW[:, :, 0], self.weight.sum(2), self.bias, padding=1).unsqueeze(2)
-        return super().forward(padded)
+            x_BCHW, weight = x_BCTHW[:, :, 0], self.weight.sum(2)
+            return F.conv2d(x_BCHW, weight, self.bias, padding=(rows, 1)).unsqueeze(2)
+        return F.conv3d(padded, self.weight, self.bias, padding=(0, rows, 1))
 
 
 def group_norm(x_BCTHW: Tensor, norm: nn.GroupNorm) -> Tensor:
@@ -108,7 +127,7 @@ class SpatialNorm(nn.Module):
         size = x_BCTHW.shape[2:]
         scale = upsample_latent(self.scale(z_BCTHW), size, carry.lead)
         shift = upsample_latent(self.shift(z_BCTHW), size, carry.lead)
-        return torch.addcmul(shift, group_norm(x_BCTHW, self.norm), scale)
+        return torch.addcmul(shift, carry.group_norm(x_BCTHW, self.norm), scale)
 
     def modulation(self, z_BCTHW: Tensor) -> Tensor:
         """Scale and shift on the latent grid in fp32, as rows: (B, cells, 2 channels)."""
@@ -135,7 +154,7 @@ class GroupNorm(nn.GroupNorm):
         super().__init__(groups, channels, eps=1e-6)
 
     def forward(self, x_BCTHW: Tensor, z_BCTHW: Tensor | None, carry: Carry) -> Tensor:  # type: ignore[override]
-        return group_norm(x_BCTHW, self)
+        return carry.group_norm(x_BCTHW, self)
 
 
 def norm_silu_conv(
@@ -147,7 +166,7 @@ def norm_silu_conv(
     residual_BCTHW: Tensor | None = None,
 ) -> Tensor:
     """conv(silu(norm(x))), plus the residual if there is one, whose memory the result may take."""
-    if kernels.suit(x_BCTHW):
+    if carry.whole and kernels.suit(x_BCTHW):
         if isinstance(norm, GroupNorm):
             return kernels.norm_silu_conv(x_BCTHW, None, carry, norm, conv, residual_BCTHW)
         assert z_BCTHW is not None
@@ -210,7 +229,8 @@ class Downsample(nn.Module):
             # Rounded once, as a mean would be: halving is exact.
             x_BCTHW = torch.cat([first, (rest[:, :, ::2] + rest[:, :, 1::2]) * 0.5], dim=2)
         # Zeros on the right and bottom only, as the released weights expect.
-        return as_video(self.conv(F.pad(as_images(x_BCTHW), (0, 1, 0, 1))), x_BCTHW.shape[0])
+        images = carry.border(as_images(x_BCTHW), above=0)
+        return as_video(self.conv(F.pad(images, (0, 1, 0, int(carry.whole)))), x_BCTHW.shape[0])
 
 
 class Upsample(nn.Module):
@@ -224,11 +244,12 @@ class Upsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x_BCTHW: Tensor, z_BCTHW: Tensor | None, carry: Carry) -> Tensor:
-        if kernels.suit(x_BCTHW):
+        if carry.whole and kernels.suit(x_BCTHW):
             return kernels.upsample_conv(x_BCTHW, self.conv, self.time, carry.lead)
-        images = F.interpolate(as_images(x_BCTHW), scale_factor=2.0)
+        images = carry.border(F.interpolate(as_images(x_BCTHW), scale_factor=2.0))
         # The convolution sees one frame at a time, so it comes before frames are doubled: half the work.
-        x_BCTHW = as_video(self.conv(images), x_BCTHW.shape[0])
+        images = F.conv2d(images, self.conv.weight, self.conv.bias, padding=(int(carry.whole), 1))
+        x_BCTHW = as_video(images, x_BCTHW.shape[0])
         if not self.time:
             return x_BCTHW
         first, rest = x_BCTHW.split([int(carry.lead), x_BCTHW.shape[2] - int(carry.lead)], dim=2)
