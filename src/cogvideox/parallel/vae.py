@@ -59,8 +59,7 @@ class Relay(Carry):
     """Tails come from the process that has the chunk before and go to the one that has the next."""
 
     def __init__(self, world: World, index: int, plan: ChunkPlan) -> None:
-        super().__init__(None if index == 0 else (), plan.lead)
-        self.last = index == len(plan.sizes) - 1
+        super().__init__(None if index == 0 else (), plan.lead, last=index == len(plan.sizes) - 1)
         group, size = world.everyone, world.everyone.size
         self.before, self.after = (group.rank - 1) % size, (group.rank + 1) % size
         self.source = world.back if group.rank == 0 else group
@@ -111,18 +110,18 @@ class Slab(Carry):
 
     whole = False
 
-    def __init__(self, group: Group, shares: list[float], previous: Cache | None, lead: bool) -> None:
+    def __init__(
+        self, group: Group, shares: list[float], previous: Cache | None, lead: bool, *, last: bool
+    ) -> None:
         """`shares`: the part of a frame's rows that each rank has."""
-        super().__init__(previous, lead, reuse=not torch.is_grad_enabled())
+        super().__init__(previous, lead, reuse=not torch.is_grad_enabled(), last=last)
         self.group, self.shares = group, shares
 
     def border(self, x: Tensor, above: int = 1, below: int = 1) -> Tensor:
         """Rows of the neighbours, and zeros beyond the frame. Differentiable."""
         rank, size = self.group.rank, self.group.size
-        up, down = (
-            x[..., :below, :],
-            x[..., x.shape[-2] - above :, :],
-        )  # as many rows as come from the other side
+        # As many rows as come from the other side.
+        up, down = x[..., :below, :], x[..., x.shape[-2] - above :, :]
         send, receive = [0] * size, [0] * size
         leaving = []
         if rank > 0:
@@ -160,13 +159,19 @@ def _in_space(
 ) -> Iterator[Tensor]:
     """Each process works on its rows of every chunk; all get the whole."""
     cache: Cache | None = None
-    for chunk in chunks:
+    for count, chunk in enumerate(chunks, 1):
         spans = [span(chunk.shape[3] // rows, group.size, rank) for rank in range(group.size)]
         heights = [end - start for start, end in spans]
         assert min(heights) > 0, "fewer rows of latents than processes"
         start, end = (rows * row for row in spans[group.rank])
         own = chunk[..., start:end, :].contiguous(memory_format=torch.channels_last_3d)
-        slab = Slab(group, [height / sum(heights) for height in heights], cache, plan.lead)
+        slab = Slab(
+            group,
+            [height / sum(heights) for height in heights],
+            cache,
+            plan.lead,
+            last=count == len(plan.sizes),
+        )
         out = work(own, slab)
         cache = slab.cache
         counts = [height * out.shape[3] // heights[group.rank] for height in heights]
