@@ -18,12 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cogvideox.core.device import describe, memory
-from cogvideox.core.heap import one_heap
+from cogvideox.core.heap import allocator, one_heap
 
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_int8")
-ALLOCATORS = ("tcmalloc", "jemalloc", "mimalloc")
 
 
 def facts() -> dict[str, Any]:
@@ -34,7 +33,7 @@ def facts() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "memory": memory(CPU).total,
         "load": os.getloadavg()[0],
-        "allocator": _allocator(),
+        "allocator": allocator(),
         "preload": os.environ.get("LD_PRELOAD", ""),
         "torch": torch.__version__,
         "python": platform.python_version(),
@@ -50,15 +49,6 @@ def _flags() -> list[str]:
     except OSError:
         return []
     return [flag for flag in FLAGS if flag in known]
-
-
-def _allocator() -> str:
-    """The library behind malloc in this process; the sides of a case inherit it."""
-    try:
-        mapped = Path("/proc/self/maps").read_text(encoding="utf-8")
-    except OSError:
-        return "unknown"
-    return next((name for name in ALLOCATORS if name in mapped), "the C library's, one heap")
 
 
 def _commit() -> str:

@@ -13,7 +13,7 @@ from torch import Tensor
 from benchmarks.case import Build, Case, Side
 from cogvideox import load
 from cogvideox.checkpoints.hub import MINI
-from cogvideox.core import rng
+from cogvideox.core import heap, rng
 from cogvideox.core.shapes import latent_frames
 from cogvideox.models.transformer.blocks import attention
 from cogvideox.training.diffusion import DiffusionBatches, DiffusionTask, Item
@@ -39,6 +39,7 @@ def step(mix: tuple[tuple[int, int, int, int], ...]) -> Build:
     """Loss, gradients and update of one step; captions are cached, as they are in a run."""
 
     def make(folder: Path, dtype: torch.dtype) -> Side:
+        getattr(heap, "keep_freed_memory", int)()  # as the command does, since there is such a thing
         pipe = load(folder, dtype=dtype, device="cpu")
         model, items = pipe.transformer.requires_grad_(True), _items(mix)
         nothing = cast(DiffusionBatches, None)  # the batch is given

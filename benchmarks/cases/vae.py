@@ -93,6 +93,7 @@ def cases(quick: bool) -> tuple[Case, ...]:
     return (
         decoding(*real, 9, 128, 128),
         decoding(*real, 9, 160, 240),
+        decoding(*real, 9, 240, 360),
         decoding(*real, 1, 128, 128),
         decoding(*real, 33, 64, 64),
         encoding(*real, 9, 160, 240),

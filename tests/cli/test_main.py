@@ -65,7 +65,8 @@ def test_info_of_models_and_files(run, models, tmp_path):
         assert "a dog" in run("info", name).out
 
 
-def test_doctor(run):
+def test_doctor(run, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")  # so that nothing wraps
     facts = json.loads(run("doctor", "--device", "cpu", "--json").out)
     assert facts["device"] == "cpu"
     assert facts["free"] <= facts["total"]
@@ -73,6 +74,8 @@ def test_doctor(run):
     assert all(row["runs"].startswith(("yes", "no")) for row in facts["models"])
     shown = run("doctor", "--device", "cpu").out
     assert "GiB free of" in shown
+    assert f"allocator  {facts['allocator']}" in shown
+    assert facts["faster_allocator"][:20] in shown
     assert "49 frames of 720x480" in shown
 
 

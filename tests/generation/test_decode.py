@@ -45,12 +45,12 @@ def fail(pipe, error, after, times=1):
     """The decoder raises `error` at its `after`-th chunk, `times` times in all; returns the calls seen."""
     original, calls, raised = pipe.vae.decode_chunk, [], []
 
-    def decode_chunk(z, cache=None, *, lead=True, reuse=False):
+    def decode_chunk(z, cache=None, *, lead=True, reuse=False, last=False):
         calls.append(z.shape[2])
         if len(calls) >= after and len(raised) < times:
             raised.append(error)
             raise error
-        return original(z, cache, lead=lead, reuse=reuse)
+        return original(z, cache, lead=lead, reuse=reuse, last=last)
 
     pipe.vae.decode_chunk = decode_chunk
     return calls

@@ -16,7 +16,7 @@ from cogvideox.core.shapes import (
 )
 from cogvideox.models.vae import layers
 from cogvideox.models.vae.autoencoder import VAE
-from cogvideox.models.vae.layers import Carry, CausalConv3d
+from cogvideox.models.vae.layers import Carry, CausalConv3d, Downsample
 from tests.models.oracle import SMALL_VAE, relative_error, vae_pair
 
 
@@ -113,7 +113,7 @@ def test_streaming_encode_equals_whole_bit_for_bit(pair, sizes):
     posterior = ours.posterior(clip)
     assert torch.equal(posterior.mean, moments[:, :16])
     assert torch.equal(posterior.logvar, moments[:, 16:])
-    stream = list(ours.encode_stream(clip.split(sizes, dim=2)))
+    stream = list(ours.encode_stream(clip.split(sizes, dim=2), ChunkPlan(tuple(sizes))))
     assert torch.equal(torch.cat([p.mean for p in stream], 2), posterior.mean)
 
 
@@ -127,6 +127,9 @@ def test_a_cache_is_a_value_unless_its_owner_spends_it(pair):
     again, spent = ours.decode_chunk(z[:, :, 3:5], cache, reuse=True)
     assert torch.equal(once, again)
     assert [tail.data_ptr() for tail in spent] == [tail.data_ptr() for tail in cache]
+    final, none = ours.decode_chunk(z[:, :, 5:], spent, last=True)
+    assert torch.equal(final, ours.decode_chunk(z[:, :, 5:], spent)[0])
+    assert none == ()
 
 
 @torch.no_grad()
@@ -225,6 +228,27 @@ def test_single_frame_shortcut_equals_the_plain_convolution():
     conv, x = CausalConv3d(4, 4), torch.randn(2, 4, 1, 8, 8)
     plain = torch.nn.Conv3d.forward(conv, x.expand(-1, -1, 3, -1, -1))
     assert relative_error(conv(x, Carry(None, True)), plain) < 1e-6
+
+
+def test_no_convolution_over_time_has_strides(pair):
+    """oneDNN 3.12 with AMX convolves bf16 wrongly in three dimensions where strides leave one column (PyTorch
+    issue 169688): what is strided here has two.
+    """
+    convolutions = [module for module in pair[0].modules() if isinstance(module, torch.nn.Conv3d)]
+    assert convolutions
+    assert all(module.stride == (1, 1, 1) for module in convolutions)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("columns", [1, 2, 3])
+@pytest.mark.parametrize("channels", [16, 32])
+def test_downsampling_to_few_columns_is_right_in_bf16(columns, channels):
+    layer = Downsample(channels, time=True).bfloat16()
+    x = torch.randn(1, channels, 5, 2, 2 * columns, generator=torch.Generator().manual_seed(0)).bfloat16()
+    found = layer(x.contiguous(memory_format=torch.channels_last_3d), None, Carry(None, True))
+    assert found.shape == (1, channels, 3, 1, columns)
+    expected = layer.double()(x.double(), None, Carry(None, True))
+    assert relative_error(found, expected) < 0.01
 
 
 @torch.no_grad()

@@ -29,10 +29,11 @@ def plain(monkeypatch):
     monkeypatch.setattr(kernels, "suit", lambda x: False)
 
 
-@pytest.fixture(params=["minimal filtering", "PyTorch's convolution"])
+@pytest.fixture(params=["packed once", "packed each time", "PyTorch's convolution"])
 def engine(request, monkeypatch):
-    """Both ways to convolve; the second is for CPUs with matrix units, and right on any."""
-    monkeypatch.setattr(kernels, "matrix_units", lambda: request.param != "minimal filtering")
+    """The ways to convolve; the last is for CPUs with matrix units, and right on any."""
+    monkeypatch.setattr(kernels, "KEPT", 0 if request.param == "packed each time" else kernels.KEPT)
+    monkeypatch.setattr(kernels, "matrix_units", lambda: request.param == "PyTorch's convolution")
 
 
 @torch.no_grad()
@@ -92,9 +93,9 @@ def test_group_norm_without_modulation(engine, monkeypatch):
 def test_upsampling_equals_plain(monkeypatch, time, lead):
     layer, carry = Upsample(64, time).to(BF16), Carry(None, lead)
     x = noise(2, 64, 3, 5, 14)
-    fast = layer(x, carry)
+    fast = layer(x, None, carry)
     plain(monkeypatch)
-    assert relative_error(fast, layer(x, carry)) < 0.005
+    assert relative_error(fast, layer(x, None, carry)) < 0.005
 
 
 @settings(max_examples=25, deadline=None)
@@ -140,6 +141,25 @@ def test_error_against_fp32_is_bounded(count):
     decoding, encoding = torch.tensor(ratios).mean(0)
     assert decoding < 1.1
     assert encoding < 1.15
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("outputs", "channels"), [(32, 32), (3, 64), (96, 32)])
+def test_factors_make_up_for_each_other_s_rounding(outputs, channels):
+    """The plain way to pack: transform, round in turn, sort. A number on a tie may be rounded otherwise."""
+    weight = noise(outputs, channels, 3, 3, 3)
+    packed = kernels._pack_causal(weight, torch.empty(64 * channels * (outputs + -outputs % 32), dtype=BF16))
+    one = torch.tensor([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])  # G of F(2, 3)
+    turn, feedback = kernels.TURN, kernels._feedback()
+    factors = torch.einsum("ai,bj,ck,oxijk->abcxo", one[turn], one, one, weight.float()).flatten(0, 2)
+    rounded, errors = torch.empty_like(factors), torch.zeros_like(factors)
+    for p in range(64):
+        rounded[p] = (factors[p] - torch.einsum("q,qxo->xo", feedback[p, :p], errors[:p])).to(BF16).float()
+        errors[p] = rounded[p] - factors[p]
+    sorted_PCO = rounded.unflatten(0, (4, 16))[turn].flatten(0, 1).unflatten(1, (-1, 16, 2)).transpose(2, 3)
+    expected = kernels._pack(sorted_PCO.reshape(64, channels, outputs).to(BF16)).flatten()
+    assert (packed != expected).float().mean() < 0.01
+    assert relative_error(packed.float(), expected.float()) < 4e-4
 
 
 @torch.no_grad()

@@ -32,6 +32,7 @@ def doctor(
         "kernels": "ours, in C"
         if found["kernels"]
         else "PyTorch's (ours need AVX-512 with bf16 and a C compiler)",
+        "allocator": ": ".join(filter(None, (found["allocator"], found["faster_allocator"]))),
         "memory": f"{gib(found['free'])} free of {gib(found['total'])}",
         "speed": ", ".join(f"{name} {value / 1e9:.0f} GFLOP/s" for name, value in found["speeds"].items()),
         "versions": ", ".join(f"{name} {version}" for name, version in found["versions"].items()),

@@ -14,6 +14,8 @@ def train(
     workers: Annotated[int, typer.Option(help="processes that prepare data")] = 1,
 ) -> None:
     """Train what RECIPE says; the same command resumes after a stop."""
+    from cogvideox.core.heap import keep_freed_memory
     from cogvideox.training.run import run_recipe
 
+    keep_freed_memory()
     run_recipe(recipe, output, workers)

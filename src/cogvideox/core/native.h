@@ -40,17 +40,17 @@ static inline vec damped(vec x, vec y) {
     return x * part * _mm512_fnmadd_ps(part, whole, _mm512_set1_ps(2)); /* Newton: 14 bits become 23 */
 }
 
-/* A register tile: sum[ROWS][2] += left right, where left is [ROWS][depth] with rows `stride` apart, and right
- * [depth / 2][COLUMNS][2]. */
+/* A register tile: sum[ROWS][2] += left right. Pairs of numbers of left stand `step` apart along its rows, which are
+ * `stride` apart; right is [depth / 2][COLUMNS][2]. */
 #define ROWS 12
 #define COLUMNS 32
-static inline __attribute__((always_inline)) void multiply(vec sum[ROWS][2], const bf16 *left, int64_t stride, const bf16 *right, int depth) {
-    for (int k = 0; k < depth; k += 2) {
+static inline __attribute__((always_inline)) void multiply(vec sum[ROWS][2], const bf16 *left, int64_t stride, int64_t step, const bf16 *right, int depth) {
+    for (int k = 0; k < depth; k += 2, left += step) {
         __m512bh w0 = (__m512bh)load32(right + k * COLUMNS), w1 = (__m512bh)load32(right + k * COLUMNS + 32);
 #pragma GCC unroll 12
         for (int r = 0; r < ROWS; r++) {
             int32_t two;
-            memcpy(&two, left + r * stride + k, sizeof two);
+            memcpy(&two, left + r * stride, sizeof two);
             sum[r][0] = _mm512_dpbf16_ps(sum[r][0], (__m512bh)_mm512_set1_epi32(two), w0);
             sum[r][1] = _mm512_dpbf16_ps(sum[r][1], (__m512bh)_mm512_set1_epi32(two), w1);
         }

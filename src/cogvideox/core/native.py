@@ -31,7 +31,7 @@ FLAGS = ("-O3", "-march=native", "-shared", "-fPIC", "-fopenmp")
 
 
 class Kernels:
-    """The functions of one C file, for inference in bf16 on a CPU. Built and loaded when first asked for."""
+    """The functions of one C file, for bf16 on a CPU. Built and loaded when first asked for."""
 
     def __init__(self, source: Path, needs: frozenset[str] = AVX512_BF16) -> None:
         self.source, self.needs = source, needs
@@ -66,10 +66,10 @@ class Kernels:
             warnings.warn(f"{self.source} was not built, plain code does its work: {reason!r}", stacklevel=2)
             return None
 
-    def take(self, x: Tensor) -> bool:
-        """Whether a tensor is one for them: bf16 on a CPU, no gradients wanted."""
-        here = x.dtype == torch.bfloat16 and x.device.type == "cpu" and not torch.is_grad_enabled()
-        return here and self.loaded is not None
+    def take(self, x: Tensor, gradients: bool = False) -> bool:
+        """Whether a tensor is one for them: bf16 on a CPU, no gradients wanted unless they have them."""
+        here = x.dtype == torch.bfloat16 and x.device.type == "cpu"
+        return here and (gradients or not torch.is_grad_enabled()) and self.loaded is not None
 
     def call(self, name: str, *arguments: object) -> None:
         """Call a function that takes pointers (tensors, None), ints, doubles and ctypes values."""
@@ -95,7 +95,8 @@ def kept(module: nn.Module, make: Callable[..., R], *parameters: Tensor) -> R:
     entry = module.__dict__.get("_kept")
     if entry is None or entry[0] != stamp:
         # Their memory is held too: no later tensor can stand at the same address and be taken for them.
-        entry = module.__dict__["_kept"] = stamp, [p.detach() for p in parameters], make(*parameters)
+        held = [p.detach() for p in parameters]
+        entry = module.__dict__["_kept"] = stamp, held, make(*held)
     return entry[2]
 
 

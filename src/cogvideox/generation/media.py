@@ -208,7 +208,7 @@ def encode(
     starts = np.cumsum(plan.sizes)[:-1]
     chunks = (to_signed(part).to(device) for part in np.split(frames, starts))
     if world is None:
-        posterior = Posterior.join(vae.encode_stream(chunks, lead=plan.lead))
+        posterior = Posterior.join(vae.encode_stream(chunks, plan))
     else:
         posterior = Posterior.join(encode_stream(vae, chunks, world, plan))
     noise = None if noise_CTHW is None else noise_CTHW[None]

@@ -15,6 +15,7 @@ from cogvideox.checkpoints import hub
 from cogvideox.checkpoints.folder import read_spec
 from cogvideox.core.device import Memory, describe, memory, native_bfloat16, pick_device, pick_dtype
 from cogvideox.core.errors import InputError
+from cogvideox.core.heap import allocator, faster_allocator
 from cogvideox.core.shapes import ClipShape, latent_frames
 from cogvideox.generation.console import duration
 from cogvideox.generation.load import survey
@@ -34,6 +35,8 @@ def look(device_name: str | None = None, dtype_name: str | None = None) -> dict[
         "hardware": describe(device),
         "dtype": str(dtype).removeprefix("torch."),
         "native_bfloat16": native_bfloat16(device),
+        "allocator": allocator(),
+        "faster_allocator": faster_allocator(),
         "kernels": device.type == "cpu" and KERNELS.loaded is not None,
         "total": there.total,
         "free": there.free,

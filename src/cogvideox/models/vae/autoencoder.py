@@ -35,10 +35,16 @@ class Level(nn.Module):
         self.blocks = nn.ModuleList(blocks)
         self.resample = resample
 
-    def forward(self, x_BCTHW: Tensor, z_BCTHW: Tensor | None, carry: Carry) -> Tensor:
-        for block in self.blocks:
-            x_BCTHW = block(x_BCTHW, z_BCTHW, carry)
-        return x_BCTHW if self.resample is None else self.resample(x_BCTHW, carry)
+
+def _layers(levels: nn.ModuleList) -> Iterator[nn.Module]:
+    """The layers of all levels, to be run one by one: what enters a level must not stay in memory until the
+    level is through.
+    """
+    for level in levels:
+        assert isinstance(level, Level)
+        yield from level.blocks
+        if level.resample is not None:
+            yield level.resample
 
 
 class Encoder(nn.Module):
@@ -64,7 +70,7 @@ class Encoder(nn.Module):
 
     def forward(self, x_BCTHW: Tensor, carry: Carry) -> Tensor:
         h = self.conv_in(x_BCTHW, carry)
-        for layer in (*self.levels, *self.middle):
+        for layer in (*_layers(self.levels), *self.middle):
             h = layer(h, None, carry)
         return norm_silu_conv(h, None, carry, self.norm_out, self.conv_out)
 
@@ -93,7 +99,7 @@ class Decoder(nn.Module):
 
     def forward(self, z_BCTHW: Tensor, carry: Carry) -> Tensor:
         h = self.conv_in(z_BCTHW, carry)
-        for layer in (*self.middle, *self.levels):
+        for layer in (*self.middle, *_layers(self.levels)):
             h = layer(h, z_BCTHW, carry)
         return norm_silu_conv(h, z_BCTHW, carry, self.norm_out, self.conv_out)
 
@@ -139,35 +145,51 @@ class VAE(nn.Module):
         self.decoder = Decoder(spec)
 
     def encode_chunk(
-        self, video_BCTHW: Tensor, cache: Cache | None = None, *, lead: bool = True, reuse: bool = False
+        self,
+        video_BCTHW: Tensor,
+        cache: Cache | None = None,
+        *,
+        lead: bool = True,
+        reuse: bool = False,
+        last: bool = False,
     ) -> tuple[Tensor, Cache]:
-        """One chunk of frames -> (moments, cache for the next chunk). `cache` None starts a clip.
+        """One chunk of frames -> (moments, cache for the next chunk). `cache` None starts a clip; its
+        `last` chunk leaves an empty cache.
 
         With `reuse` the new cache takes the memory of `cache`, which is then spent.
 
         Raises ValueError unless the frames make whole latents: 4k+1 of them if the first stands alone,
         else 4k.
         """
-        carry = Carry(cache, lead, reuse)
+        carry = Carry(cache, lead, reuse=reuse, last=last)
         if video_BCTHW.shape[2] % FRAMES_PER_LATENT != carry.lead:
             legal = "4k+1" if carry.lead else "4k"
             raise ValueError(f"a chunk of {video_BCTHW.shape[2]} frames where only {legal} can be encoded")
         return self.encoder(_channels_last(video_BCTHW), carry), carry.cache
 
     def decode_chunk(
-        self, latents_BCTHW: Tensor, cache: Cache | None = None, *, lead: bool = True, reuse: bool = False
+        self,
+        latents_BCTHW: Tensor,
+        cache: Cache | None = None,
+        *,
+        lead: bool = True,
+        reuse: bool = False,
+        last: bool = False,
     ) -> tuple[Tensor, Cache]:
-        """One chunk of *unscaled* latents -> (frames, cache for the next). `cache` and `reuse` as in
+        """One chunk of *unscaled* latents -> (frames, cache for the next). `cache`, `reuse` and `last` as in
         `encode_chunk`.
         """
-        carry = Carry(cache, lead, reuse)
+        carry = Carry(cache, lead, reuse=reuse, last=last)
         return self.decoder(_channels_last(latents_BCTHW), carry), carry.cache
 
-    def encode_stream(self, chunks: Iterable[Tensor], *, lead: bool = True) -> Iterator[Posterior]:
-        """Chunks of frames, cut as a chunk plan says -> their posteriors, one by one."""
+    def encode_stream(self, chunks: Iterable[Tensor], plan: ChunkPlan) -> Iterator[Posterior]:
+        """Chunks of frames, cut as the plan says -> their posteriors, one by one."""
         cache: Cache | None = None
-        for chunk in chunks:
-            moments, cache = self.encode_chunk(chunk.to(self.dtype), cache, lead=lead, reuse=_no_grad())
+        for count, chunk in enumerate(chunks, 1):
+            last = count == len(plan.sizes)
+            moments, cache = self.encode_chunk(
+                chunk.to(self.dtype), cache, lead=plan.lead, reuse=_no_grad(), last=last
+            )
             yield Posterior.of(moments)
 
     def decode_stream(self, latents_BCTHW: Tensor, plan: ChunkPlan | None = None) -> Iterator[Tensor]:
@@ -177,9 +199,9 @@ class VAE(nn.Module):
         plan = plan or decode_plan(latents_BCTHW.shape[2])
         _check(latents_BCTHW, self.spec.latent_channels, plan)
         cache: Cache | None = None
-        for chunk in latents_BCTHW.split(plan.sizes, dim=2):
-            z = self.unscaled(chunk)
-            frames, cache = self.decode_chunk(z, cache, lead=plan.lead, reuse=_no_grad())
+        for count, chunk in enumerate(latents_BCTHW.split(plan.sizes, dim=2), 1):
+            z, last = self.unscaled(chunk), count == len(plan.sizes)
+            frames, cache = self.decode_chunk(z, cache, lead=plan.lead, reuse=_no_grad(), last=last)
             yield frames
 
     def unscaled(self, latents: Tensor) -> Tensor:
@@ -190,7 +212,7 @@ class VAE(nn.Module):
         """Unscaled posterior of a whole clip; `plan` defaults to `encode_plan`."""
         plan = plan or encode_plan(video_BCTHW.shape[2])
         _check(video_BCTHW, 3, plan)
-        return Posterior.join(self.encode_stream(video_BCTHW.split(plan.sizes, dim=2), lead=plan.lead))
+        return Posterior.join(self.encode_stream(video_BCTHW.split(plan.sizes, dim=2), plan))
 
     def encode(
         self,

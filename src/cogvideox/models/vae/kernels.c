@@ -275,7 +275,7 @@ static void block(enum kind kind, const struct job *j, int t, int fresh, int row
                 for (int k = 0; k < parts; k++) { /* UP: result (p / 2, p % 2) sees 2 x 2 of the 3 x 3 */
                     int position = kind == UP ? (p / 2 + k / 2) * 3 + p % 2 + k % 2 : p;
                     const bf16 *right = weights + ((int64_t)(p * parts + k) * blocks + n) * panel;
-                    multiply(sum, s->operands + position * step + (int64_t)i * channels, channels, right, channels);
+                    multiply(sum, s->operands + position * step + (int64_t)i * channels, channels, 2, right, channels);
                 }
                 float *to = s->products + p * STRIDE + i * COLUMNS;
 #pragma GCC unroll 12
@@ -327,20 +327,68 @@ void upsample_convolve(const struct frame *frames, int count, int height, int wi
     run(UP, &j, 0, height, width);
 }
 
-/* Rounds factors [size][count] to bf16 one after another, each so that it makes up for the errors of those before
- * it: feedback[p][q] says how much of q's error p has to take back. */
-void round_in_turn(const float *factors, int size, int count, const float *feedback, bf16 *out) {
+/* ------------------------------------------------------------------------------------------------- weights */
+
+/* G g of F(2, 3): four factors from three taps. */
+static inline void filter(vec *to, int step, vec g0, vec g1, vec g2) {
+    const vec half = _mm512_set1_ps(.5f), outer = half * (g0 + g2), inner = half * g1;
+    to[0] = g0, to[step] = outer + inner, to[2 * step] = outer - inner, to[3 * step] = g2;
+}
+
+/* The 64 factors, [time][height][width], of 16 outputs (`lanes` of them there) from their taps of one channel,
+ * which are `stride` numbers apart. */
+static void factors_of(const bf16 *taps, __m512i stride, __mmask16 lanes, vec factors[64]) {
+    vec g[27], rows[9][4], planes[3][16];
+    for (int k = 0; k < 27; k += 2) { /* pairs: never a number behind the last */
+        __m512i two = _mm512_mask_i32gather_epi32(_mm512_setzero_si512(), lanes, stride, taps + (k < 26 ? k : 25), 2);
+        if (k < 26) g[k] = low(two), g[k + 1] = high(two);
+        else g[k] = high(two);
+    }
+    for (int i = 0; i < 9; i++) filter(rows[i], 1, g[3 * i], g[3 * i + 1], g[3 * i + 2]);
+    for (int i = 0; i < 12; i++) filter(planes[i / 4] + i % 4, 4, rows[i / 4 * 3][i % 4], rows[i / 4 * 3 + 1][i % 4], rows[i / 4 * 3 + 2][i % 4]);
+    for (int i = 0; i < 16; i++) filter(factors + i, 16, planes[0][i], planes[1][i], planes[2][i]);
+}
+
+static inline void take_back(vec wanted[2], float share, const vec error[2]) {
+    wanted[0] = _mm512_fnmadd_ps(_mm512_set1_ps(share), error[0], wanted[0]);
+    wanted[1] = _mm512_fnmadd_ps(_mm512_set1_ps(share), error[1], wanted[1]);
+}
+
+#define PANEL 8 /* factors whose sums are in registers together */
+#define TURN(p) ((p) < 32 ? (p) ^ 16 : (p)) /* the factor that is rounded at turn p */
+
+/* Weights [outputs][channels][27] -> packed [64][outputs / 32][channels / 2][32][2]: their factors rounded one after
+ * another, each so that it makes up for the errors of those before it. feedback[p][q] says how much of q's error p
+ * has to take back. The first two of the four in time change places in this order: the frame that opens a clip takes
+ * the second alone, without the others that could make up for it. */
+void pack_causal(const bf16 *weights, int outputs, int channels, const float *feedback, bf16 *packed) {
+    const int groups = (outputs + COLUMNS - 1) / COLUMNS * 2;
+    const __m512i stride = _mm512_mullo_epi32(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15), _mm512_set1_epi32(channels * 27));
 #pragma omp parallel for schedule(static)
-    for (int i = 0; i < count; i += 16) {
-        vec errors[size];
-        const __mmask16 lanes = count - i >= 16 ? 0xffff : (1 << (count - i)) - 1;
-        for (int p = 0; p < size; p++) {
-            vec exact = _mm512_maskz_loadu_ps(lanes, factors + (int64_t)p * count + i), wanted = exact;
+    for (int i = 0; i < groups * channels / 2; i++) {
+        const int n = i / (channels / 2), at = i % (channels / 2), left = outputs - 16 * n;
+        const int channel = at / 16 * 32 + at % 8 * 4 + at % 16 / 8; /* of 32 the even ones come first, in pairs */
+        const __mmask16 lanes = left >= 16 ? 0xffff : left > 0 ? (1 << left) - 1 : 0;
+        const bf16 *taps = weights + ((int64_t)16 * n * channels + channel) * 27;
+        vec factors[2][64], errors[64][2];
+        for (int c = 0; c < 2; c++) factors_of(taps + c * 2 * 27, stride, lanes, factors[c]);
+        for (int p = 0; p < 64; p += PANEL) {
+            vec wanted[PANEL][2];
+#pragma GCC unroll 8
+            for (int r = 0; r < PANEL; r++) wanted[r][0] = factors[0][TURN(p + r)], wanted[r][1] = factors[1][TURN(p + r)];
             for (int q = 0; q < p; q++)
-                if (feedback[p * size + q] != 0) wanted = _mm512_fnmadd_ps(_mm512_set1_ps(feedback[p * size + q]), errors[q], wanted);
-            __m256i rounded = narrow(wanted);
-            errors[p] = widen(rounded) - exact;
-            _mm256_mask_storeu_epi16(out + (int64_t)p * count + i, lanes, rounded);
+#pragma GCC unroll 8
+                for (int r = 0; r < PANEL; r++) take_back(wanted[r], feedback[(p + r) * 64 + q], errors[q]);
+#pragma GCC unroll 8
+            for (int q = 0; q < PANEL; q++) {
+                const int place = TURN(p + q);
+                const __m512i rounded = pair(wanted[q][0], wanted[q][1]);
+                errors[p + q][0] = low(rounded) - factors[0][place], errors[p + q][1] = high(rounded) - factors[1][place];
+#pragma GCC unroll 8
+                for (int r = q + 1; r < PANEL; r++) take_back(wanted[r], feedback[(p + r) * 64 + p + q], errors[p + q]);
+                const int64_t row = (int64_t)(place * groups / 2 + n / 2) * (channels / 2) + at;
+                _mm512_stream_si512((void *)(packed + row * 64 + n % 2 * 32), rounded);
+            }
         }
     }
 }

@@ -33,14 +33,16 @@ if TYPE_CHECKING:
 KERNELS = Kernels(Path(__file__).with_suffix(".c"))
 COLUMNS = 32  # output channels per block of weights, as in native.h
 SPREAD = torch.tensor([[1.0, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]])
-FILTER = torch.tensor([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
 GATHER = torch.tensor([[1.0, 1, 1, 0], [0, 1, -1, -1]])
-"""B^T, G and A^T of F(2, 3): two outputs of a filter with three taps are A^T (G g * B^T d)."""
+"""B^T and A^T of F(2, 3): two outputs of a filter with three taps are A^T (G g * B^T d)."""
 ACTIVATION = (0.31, 0.04)
 """Variance and squared mean of SiLU of a standard normal number, what convolutions see here."""
 TURN = [1, 0, 2, 3]
-"""Factors are rounded in this order of time: the frame that opens a clip takes the second alone, without the
-others that could make up for it."""
+"""Factors are rounded in this order of time, for reasons given in kernels.c."""
+KEPT = 2 * 2**20
+"""Bytes up to which a convolution's packed weights are kept. Larger ones would be 0.5 GB of a released
+decoder: they are made for each chunk, which takes a few hundredths of a small chunk's time.
+"""
 TAPS = torch.tensor([[[1.0, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]])
 """What three taps come to on the two pixels that the left and the right half of a doubled pixel see."""
 
@@ -84,8 +86,8 @@ def norm_silu_conv(
     conv: nn.Conv3d,
     residual_BCTHW: Tensor | None,
 ) -> Tensor:
-    """conv(silu(norm(x) scale + shift)) + residual. What is carried to the next chunk are the last two frames
-    of x and what their norm and modulation came to.
+    """conv(silu(norm(x) scale + shift)) + residual, in the memory of the residual if there is one. What is
+    carried to the next chunk are the last two frames of x and what their norm and modulation came to.
     """
     x_BTHWC = _rows(x_BCTHW)
     norms = _fold(x_BTHWC, grid, norm)
@@ -96,20 +98,20 @@ def norm_silu_conv(
     opens = head is None
     if head is None or head_norms is None:
         head, head_norms = x_BTHWC[:, :1].expand(-1, 2, -1, -1, -1), norms[:, :1].expand(-1, 2, -1, -1, -1)
-    out = x_BTHWC.new_empty(batch, frames, height, width, conv.out_channels)
     residual = None if residual_BCTHW is None else _rows(residual_BCTHW)
+    out = x_BTHWC.new_empty(batch, frames, height, width, conv.out_channels) if residual is None else residual
+    weights = _packed(conv, carry)
     assert conv.bias is not None
-    weights, bias = kept(conv, _pack_causal, conv.weight, conv.bias)
-    scratch = _scratch(channels)
+    bias, scratch = conv.bias.float(), _scratch(channels)
     for b in range(batch):
         read = [*zip(head[b], head_norms[b], strict=True), *zip(x_BTHWC[b], norms[b], strict=True)]
         KERNELS.call(
             *("convolve", _frames(read), frames, height, width, channels, _cells(grid, height), int(opens)),
             *(weights, bias, None if residual is None else residual[b], conv.out_channels, out[b], *scratch),
         )
-    tails = (_last_two(head, x_BTHWC), _last_two(head_norms, norms))
-    for tail, previous in zip(tails, (head, head_norms), strict=True):
-        carry.leave(tail, None if opens else previous)
+    if not carry.last:
+        carry.leave(_last_two(head, x_BTHWC), None if opens else head)
+        carry.leave(_last_two(head_norms, norms), None if opens else head_norms)
     return out.permute(0, 4, 1, 2, 3)
 
 
@@ -173,14 +175,17 @@ def upsample_conv(x_BCTHW: Tensor, conv: nn.Conv2d, time: bool, lead: bool) -> T
 # ------------------------------------------------------------------------------------------------- weights
 
 
-def _pack_causal(weight_OCTHW: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    taps = weight_OCTHW.float()
-    factors = torch.einsum("ai,bj,ck,oxijk->abcxo", FILTER[TURN], FILTER, FILTER, taps).contiguous()
-    rounded = torch.empty(factors.shape, dtype=torch.bfloat16)
-    KERNELS.call("round_in_turn", factors, 64, factors[0, 0, 0].numel(), _feedback(), rounded)
-    factors_PCO = rounded[TURN].flatten(0, 2)
-    evens_first = factors_PCO.unflatten(1, (-1, 16, 2)).transpose(2, 3).reshape(factors_PCO.shape)
-    return _pack(evens_first), bias.float()
+def _packed(conv: nn.Conv3d, carry: Carry) -> Tensor:
+    count = 64 * conv.in_channels * (conv.out_channels + -conv.out_channels % COLUMNS)
+    if 2 * count <= KEPT:
+        return kept(conv, lambda weight: _pack_causal(weight, weight.new_empty(count)), conv.weight)
+    return _pack_causal(conv.weight, carry.workspace(conv.weight, count))
+
+
+def _pack_causal(weight_OCTHW: Tensor, packed: Tensor) -> Tensor:
+    sizes = weight_OCTHW.shape[:2]
+    KERNELS.call("pack_causal", weight_OCTHW.contiguous(), *sizes, _feedback(), packed)
+    return packed
 
 
 @functools.cache

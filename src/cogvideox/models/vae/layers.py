@@ -21,6 +21,7 @@ class Carry:
     Built from the cache that the previous chunk left (None for the first); convolutions call `pad` in a fixed
     order, and `cache` holds their new tails once the chunk is through. With `reuse` they are written into the
     memory of the old ones, which are then spent: a long clip does not scatter small blocks over the heap.
+    The `last` chunk of a clip leaves none: for a picture they would be twice its activations.
 
     Where frames are cut between processes, a subclass brings what lies beyond the piece that is here.
     """
@@ -28,14 +29,19 @@ class Carry:
     whole = True
     """Frames are whole: convolutions pad them with zeros."""
 
-    def __init__(self, previous: Cache | None, lead: bool, reuse: bool = False) -> None:
+    def __init__(
+        self, previous: Cache | None, lead: bool, *, reuse: bool = False, last: bool = False
+    ) -> None:
         self.first = previous is None
         """This chunk opens a clip."""
         self.lead = lead and self.first
         """This chunk opens a clip whose first frame stands alone."""
         self._previous = iter(previous or ())
+        self.last = last
+        """No chunk follows: nothing has to be left."""
         self._reuse = reuse
         self._tails: list[Tensor] = []
+        self._workspace: Tensor | None = None
 
     def take(self, x: Tensor, axis: int) -> Tensor | None:
         """The tail that the next convolution left in the chunk before; None when the clip opens. It is what
@@ -47,13 +53,21 @@ class Carry:
         """Keep a copy of `tail` for the next chunk, in the memory of `head`, what `take` gave, if that may be
         reused. A copy, so that the cache does not keep the whole chunk alive.
         """
-        self._tails.append(tail.clone() if head is None or not self._reuse else head.copy_(tail))
+        if not self.last:
+            self._tails.append(tail.clone() if head is None or not self._reuse else head.copy_(tail))
+
+    def workspace(self, like: Tensor, count: int) -> Tensor:
+        """Memory for `count` numbers, the same at the next call for as many: new memory is slow."""
+        if self._workspace is None or len(self._workspace) != count:
+            self._workspace = None
+            self._workspace = like.new_empty(count)
+        return self._workspace
 
     def pad(self, x_BCTHW: Tensor) -> Tensor:
         """Two frames in front: the tail of the previous chunk, or the clip's first frame twice."""
         head = self.take(x_BCTHW, 2)
-        front = x_BCTHW[:, :, :1].expand(-1, -1, 2, -1, -1) if head is None else head
-        padded = torch.cat([front, x_BCTHW], dim=2)
+        first = x_BCTHW[:, :, :1]  # twice, for `cat` keeps channels_last_3d only if all its parts have it
+        padded = torch.cat([first, first, x_BCTHW] if head is None else [head, x_BCTHW], dim=2)
         self.leave(padded[:, :, -2:], head)
         return padded
 
@@ -151,7 +165,7 @@ def norm_silu_conv(
     conv: CausalConv3d,
     residual_BCTHW: Tensor | None = None,
 ) -> Tensor:
-    """conv(silu(norm(x))), plus the residual if there is one."""
+    """conv(silu(norm(x))), plus the residual if there is one, whose memory the result may take."""
     if carry.whole and kernels.suit(x_BCTHW):
         if isinstance(norm, GroupNorm):
             return kernels.norm_silu_conv(x_BCTHW, None, carry, norm, conv, residual_BCTHW)
@@ -159,7 +173,7 @@ def norm_silu_conv(
         grid = kernels.Grid(norm.modulation(z_BCTHW), z_BCTHW.shape[2:], carry.lead)
         return kernels.norm_silu_conv(x_BCTHW, grid, carry, norm.norm, conv, residual_BCTHW)
     h = conv(F.silu(norm(x_BCTHW, z_BCTHW, carry)), carry)
-    return h if residual_BCTHW is None else residual_BCTHW + h
+    return h if residual_BCTHW is None else h.add_(residual_BCTHW)
 
 
 def make_norm(channels: int, groups: int, latent_channels: int | None) -> SpatialNorm | GroupNorm:
@@ -184,6 +198,7 @@ class ResBlock(nn.Module):
         self.shortcut = nn.Identity() if same else nn.Conv3d(in_channels, out_channels, 1)
 
     def forward(self, x_BCTHW: Tensor, z_BCTHW: Tensor | None, carry: Carry) -> Tensor:
+        """`x_BCTHW` is spent: by kernels, the result may take its memory."""
         h = norm_silu_conv(x_BCTHW, z_BCTHW, carry, self.norm1, self.conv1)
         return norm_silu_conv(h, z_BCTHW, carry, self.norm2, self.conv2, self.shortcut(x_BCTHW))
 
@@ -199,14 +214,16 @@ def as_video(x_NCHW: Tensor, batch: int) -> Tensor:
 
 
 class Downsample(nn.Module):
-    """Halves height and width, and time if asked: frames are averaged in pairs, a leading frame is kept."""
+    """Halves height and width, and time if asked: frames are averaged in pairs, a leading frame is kept.
+    Called like a block (the latent is not used).
+    """
 
     def __init__(self, channels: int, time: bool) -> None:
         super().__init__()
         self.time = time
         self.conv = nn.Conv2d(channels, channels, 3, stride=2)
 
-    def forward(self, x_BCTHW: Tensor, carry: Carry) -> Tensor:
+    def forward(self, x_BCTHW: Tensor, z_BCTHW: Tensor | None, carry: Carry) -> Tensor:
         if self.time and x_BCTHW.shape[2] > 1:
             first, rest = x_BCTHW.split([int(carry.lead), x_BCTHW.shape[2] - int(carry.lead)], dim=2)
             # Rounded once, as a mean would be: halving is exact.
@@ -217,14 +234,16 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Doubles height and width (nearest, then a convolution), and time if asked, except a leading frame."""
+    """Doubles height and width (nearest, then a convolution), and time if asked, except a leading frame.
+    Called like a block (the latent is not used).
+    """
 
     def __init__(self, channels: int, time: bool) -> None:
         super().__init__()
         self.time = time
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
-    def forward(self, x_BCTHW: Tensor, carry: Carry) -> Tensor:
+    def forward(self, x_BCTHW: Tensor, z_BCTHW: Tensor | None, carry: Carry) -> Tensor:
         if carry.whole and kernels.suit(x_BCTHW):
             return kernels.upsample_conv(x_BCTHW, self.conv, self.time, carry.lead)
         images = carry.border(F.interpolate(as_images(x_BCTHW), scale_factor=2.0))
