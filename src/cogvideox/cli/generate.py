@@ -31,7 +31,7 @@ NAMES = (
 )
 PARALLEL = "With torchrun: cfg, sequence or ulysses, and time or space, joined by +."
 FORMS = "File (.mp4 .webm .gif .webp .png .png-folder .safetensors) or folder."
-LOADING = ("model", "revision", "dtype", "device", "compat", "lora", "calibration")
+LOADING = ("model", "revision", "dtype", "device", "compat", "lora", "calibration", "parallel")
 
 Text = Annotated[str | None, typer.Argument(metavar="PROMPT", help="What is to be seen.", show_default=False)]
 Str = str | None
@@ -89,7 +89,6 @@ def generate(
     from cogvideox.generation import jobs
     from cogvideox.generation.console import ConsoleWatch
     from cogvideox.generation.session import Session
-    from cogvideox.parallel.mesh import connect
 
     watch = ConsoleWatch(began=began)
     record = {} if repeat is None else jobs.recorded(repeat)
@@ -97,7 +96,7 @@ def generate(
     if calibration is not None and prompts is None and "quality" not in base:
         raise InputError(f"{calibration} holds presets: choose one, --quality high or --quality fast")
     todo = jobs.place(jobs.expand(base, jobs.rows(base, prompts), count), output)
-    loading = {name: options[name] for name in LOADING} | {"parallel": connect(parallel)}
+    loading = {name: options[name] for name in LOADING}
     session = Session.of(loading, record, offload)
     planned = session.plan(todo, accepted=given)
     _show(session, planned, watch)

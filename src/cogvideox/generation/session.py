@@ -23,7 +23,7 @@ from cogvideox.generation.request import Settings, decide
 from cogvideox.generation.result import check_output
 from cogvideox.generation.watch import Watch
 from cogvideox.models.specs import ModelSpec
-from cogvideox.parallel.mesh import World
+from cogvideox.parallel.mesh import World, connect
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Session:
             "lora": [tuple(p) for p in known.get("lora", [])] if lora is None else [adapter(x) for x in lora],
             "offload": offload,
             "calibration": given.get("calibration"),
-            "parallel": given.get("parallel"),
+            "parallel": connect(given.get("parallel")),
         }
         check_words(offload, found["compat"])
         return cls(found, record)
