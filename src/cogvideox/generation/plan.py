@@ -102,15 +102,16 @@ def make_plan(
     their turn are not in memory together: on an `accelerator` only the part at work is, on a CPU the text
     encoder is freed after use. None: only if they must. Branches of guidance run together if they fit.
     """
-    tokens, size = _tokens(spec, shape, longest), dtype.itemsize
-    clip = shape.height, shape.width, size
+    tokens, native = _tokens(spec, shape, longest), not accelerator
+    clip = shape.height, shape.width, dtype, native
     to_decode = decoding(spec.vae, shape.frames, *clip).bytes()
     to_encode = encoding(spec.vae, encoded, *clip).bytes() if encoded else 0
 
-    to_keep = residuals(spec.transformer, tokens, 1 + guided, size) if kept else 0
+    to_keep = residuals(spec.transformer, tokens, 1 + guided, dtype) if kept else 0
 
     def make(wait: bool, apart: bool) -> Plan:
-        to_sample = sampling(spec.transformer, tokens, 1 if apart else 1 + guided, size).bytes() + to_keep
+        branches = 1 if apart else 1 + guided
+        to_sample = sampling(spec.transformer, tokens, branches, dtype, native).bytes() + to_keep
         coding = max(to_encode, to_decode)
         if not wait:
             peak = weights.total - held + max(to_sample, coding)
