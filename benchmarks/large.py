@@ -120,7 +120,7 @@ def step(layers: int, branches: int, grid: Grid) -> None:
         for count, channels in ((segment.text_length, spec.text_dim), (segment.video_length, spec.patch_dim))
     )
     pack = Pack((segment,) * branches, text, video, torch.full((branches,), 500))
-    predicted = resident() + sampling(spec, segment.length, branches, 2).bytes()
+    predicted = resident() + sampling(spec, segment.length, branches, torch.bfloat16).bytes()
     expected = branches * forward_seconds(spec, segment.length, speeds)
     start = time.perf_counter()
     assert model(pack).isfinite().all()

@@ -67,17 +67,19 @@ def rise(case: Case, world: World | None) -> int:
 
 def expected(case: Case, world: World | None) -> int:
     """What the planner says."""
-    (t, h, w), size = case.latents, DTYPES[case.dtype].itemsize
+    (t, h, w), dtype = case.latents, DTYPES[case.dtype]
     if case.stage == "decode":
         rows = h if world is None or world.slabs == 1 else -(-h // world.slabs) + 1
-        return decoding(case.vae, pixel_frames(t), 8 * rows, 8 * w, size).bytes()
+        whole = rows == h
+        return decoding(case.vae, pixel_frames(t), 8 * rows, 8 * w, dtype, native=whole).bytes()
     tokens, spec = 226 + t * h * w // 4, case.transformer
     if world is None:
-        return sampling(spec, tokens, 2, size).bytes()
+        return sampling(spec, tokens, 2, dtype).bytes()
     mesh = world.mesh(guided=True)
     own, branches = -(-tokens // mesh.sequence.size), 2 // mesh.branches
-    more = exchanged(spec, tokens, own, mesh.ulysses, size) if mesh.sequence.size > 1 else 0
-    return sampling(spec, own, branches, size).bytes() + more
+    shared = mesh.sequence.size > 1
+    more = exchanged(spec, tokens, own, mesh.ulysses, dtype) if shared else 0
+    return sampling(spec, own, branches, dtype, native=not shared).bytes() + more
 
 
 def work(rank: int, size: int, port: int, case: Case, way: str, results: SimpleQueue) -> None:

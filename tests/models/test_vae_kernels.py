@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 from cogvideox.core.shapes import DECODE_CHUNK, parity_plan
 from cogvideox.models.specs import VAESpec
 from cogvideox.models.vae import kernels
-from cogvideox.models.vae.layers import Carry, CausalConv3d, GroupNorm, SpatialNorm, Upsample, norm_silu_conv
+from cogvideox.models.vae.layers import (
+    Carry,
+    CausalConv3d,
+    GroupNorm,
+    ResBlock,
+    SpatialNorm,
+    Upsample,
+    norm_silu_conv,
+)
 from tests.models.oracle import relative_error, vae_pair
 from tests.tiny import randomise
 
@@ -96,6 +104,36 @@ def test_upsampling_equals_plain(monkeypatch, time, lead):
     fast = layer(x, None, carry)
     plain(monkeypatch)
     assert relative_error(fast, layer(x, None, carry)) < 0.005
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("outputs", [32, 64, 128])
+def test_projection_in_place_equals_plain(outputs):
+    conv, x = torch.nn.Conv3d(160, outputs, 1).to(BF16), noise(2, 160, 5, 3, 7)
+    expected = conv(x)
+    x = x.contiguous(memory_format=torch.channels_last_3d)
+    projected = kernels.project(x, conv)
+    assert projected.data_ptr() == x.data_ptr()
+    assert relative_error(projected, expected) < 0.003
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("before", "after"), [(64, 32), (32, 32), (32, 64)])
+def test_blocks_equal_plain(engine, monkeypatch, before, after):
+    """Two chunks; what a block is given is spent."""
+    block, z = ResBlock(before, after, 8, 16), noise(1, 16, 2, 3, 5)
+    randomise(block, 1)
+    block = block.to(BF16)
+
+    def run():
+        carry = Carry(None, True)
+        first = block(noise(1, before, 5, 6, 10), z, carry)
+        return first, block(noise(1, before, 4, 6, 10, seed=1), z, Carry(carry.cache, False, last=True))
+
+    fast = run()
+    plain(monkeypatch)
+    for ours, expected in zip(fast, run(), strict=True):
+        assert relative_error(ours, expected) < 0.01
 
 
 @settings(max_examples=25, deadline=None)

@@ -206,7 +206,7 @@ class Pipeline:
             weights=self.weights,
             held=0 if self.place.offload else self._held,
             wait=self.place.offload,
-            accelerator=self.place.offload,
+            accelerator=self.place.device.type != "cpu",
         )
 
     @property

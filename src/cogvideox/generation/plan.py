@@ -123,22 +123,23 @@ def make_plan(
     encoder is freed after use. None: only if they must. Branches of guidance run together if they fit. The
     needs are those of each process of a `world`, and so must `memory` be.
     """
-    tokens, size = _tokens(spec, shape, longest), dtype.itemsize
+    tokens, native = _tokens(spec, shape, longest), not accelerator
     portion = Portion() if world is None else Portion.of(world, guided)
     guided = guided and portion.branches == 1
     own = -(-tokens // portion.tokens)
     rows = -(-shape.latents[1] // portion.rows) + (portion.rows > 1)  # one for borders and their exchange
-    clip = rows * PIXELS_PER_LATENT, shape.width, size
+    # Pieces of frames and shared attention take the plain way.
+    clip = rows * PIXELS_PER_LATENT, shape.width, dtype, native and portion.rows == 1
     to_decode = decoding(spec.vae, shape.frames, *clip).bytes()
     to_encode = encoding(spec.vae, encoded, *clip).bytes() if encoded else 0
 
-    to_keep = residuals(spec.transformer, own, 1 + guided, size) if kept else 0
+    to_keep = residuals(spec.transformer, own, 1 + guided, dtype) if kept else 0
 
     def make(wait: bool, apart: bool) -> Plan:
-        at_once = 1 if apart else 1 + guided
-        to_sample = sampling(spec.transformer, own, at_once, size).bytes() + to_keep
+        step = own, 1 if apart else 1 + guided, dtype, native and portion.tokens == 1
+        to_sample = sampling(spec.transformer, *step).bytes() + to_keep
         if portion.tokens > 1:
-            to_sample += exchanged(spec.transformer, tokens, own, portion.heads, size)
+            to_sample += exchanged(spec.transformer, tokens, own, portion.heads, dtype)
         coding = max(to_encode, to_decode)
         if not wait:
             peak = weights.total - held + max(to_sample, coding)

@@ -72,12 +72,12 @@ class Relay(Carry):
             return None
         tail = x.new_empty([2 if a == axis else length for a, length in enumerate(x.shape)])
         self.source.receive(tail, self.before)
-        return tail
+        # Laid out as one process has it: convolutions of other layouts round otherwise.
+        return tail.contiguous(memory_format=torch.channels_last_3d) if axis == 2 else tail
 
-    def leave(self, tail: Tensor, head: Tensor | None) -> None:
-        if not self.last:
-            copy = tail.clone(memory_format=torch.contiguous_format)
-            self.sent.append((self.target.send(copy, self.after), copy))
+    def keep(self, tail: Tensor) -> None:
+        tail = tail.contiguous()
+        self.sent.append((self.target.send(tail, self.after), tail))
 
 
 def _in_time(work: Work, chunks: Iterable[Tensor], plan: ChunkPlan, world: World) -> Iterator[Tensor]:

@@ -25,6 +25,7 @@ from torch.autograd.function import once_differentiable
 from cogvideox.core.device import matrix_units
 from cogvideox.core.native import Kernels, kept
 from cogvideox.core.pack import Pack
+from cogvideox.models.specs import TransformerSpec
 
 if TYPE_CHECKING:
     from cogvideox.models.transformer.blocks import Block, FullAttention
@@ -54,6 +55,12 @@ class _Norms(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("q_gamma", "q_beta", "k_gamma", "k_beta")),
         ("eps", ctypes.c_float),
     )
+
+
+def serve(spec: TransformerSpec) -> bool:
+    """Whether inference of a transformer in bf16 on this CPU goes through the kernels, attention included."""
+    suits = spec.modality == "expert" and spec.attention == "full" and spec.head_dim == HEAD
+    return suits and not matrix_units() and KERNELS.loaded is not None
 
 
 def suit(x_LD: Tensor) -> bool:

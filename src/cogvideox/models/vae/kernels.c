@@ -70,7 +70,8 @@ void fold_norm(const bf16 *x, int frames, int height, int width, int channels, i
     }
 }
 
-/* A frame and how to read it: norm and modulation of voxel (h, w) stand in cell (h >> shift, w >> shift). */
+/* A frame and how to read it: norm and modulation of voxel (h, w) stand in cell (h >> shift, w >> shift). Without
+ * them (NULL) it holds activations. */
 struct frame {
     const bf16 *x;        /* [height][width][channels] */
     const float *a, *b;   /* [cells][channels] */
@@ -81,12 +82,16 @@ struct grid {
 
 static inline void activate(const struct frame *f, int width, int channels, struct grid grid, int h, int w, int c, vec *even, vec *odd) {
     __m512i v = load32(f->x + ((int64_t)h * width + w) * channels + c);
+    if (!f->a) {
+        *even = low(v), *odd = high(v);
+        return;
+    }
     int64_t cell = ((int64_t)(h >> grid.shift) * grid.columns + (w >> grid.shift)) * channels + c;
     *even = silu(_mm512_fmadd_ps(low(v), _mm512_loadu_ps(f->a + cell), _mm512_loadu_ps(f->b + cell)));
     *odd = silu(_mm512_fmadd_ps(high(v), _mm512_loadu_ps(f->a + cell + 16), _mm512_loadu_ps(f->b + cell + 16)));
 }
 
-/* silu(norm(x)) of all frames in bf16, for convolutions that are done elsewhere. */
+/* silu(norm(x)) of all frames in bf16, for convolutions that are done elsewhere or later. */
 void norm_silu(const struct frame *frames, int count, int height, int width, int channels, struct grid grid, bf16 *out) {
 #pragma omp parallel for schedule(static)
     for (int line = 0; line < count * height; line++) {

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from cogvideox.core.device import matrix_units
 from cogvideox.core.native import Kernels, kept
+from cogvideox.models.specs import VAESpec
 
 if TYPE_CHECKING:
     from cogvideox.models.vae.layers import Carry
@@ -73,6 +74,13 @@ class _Cells(ctypes.Structure):
     _fields_ = (("columns", ctypes.c_int), ("shift", ctypes.c_int))
 
 
+def serve(spec: VAESpec) -> bool:
+    """Whether inference of a VAE in bf16 on this CPU goes through the kernels where it needs most memory: at
+    full resolution.
+    """
+    return spec.channels[0] % 32 == 0 and KERNELS.loaded is not None
+
+
 def suit(x_BCTHW: Tensor) -> bool:
     """Whether the kernels can take an activation: one for kernels, with channels in whole vectors."""
     return x_BCTHW.shape[1] % 32 == 0 and KERNELS.take(x_BCTHW)
@@ -86,33 +94,41 @@ def norm_silu_conv(
     conv: nn.Conv3d,
     residual_BCTHW: Tensor | None,
 ) -> Tensor:
-    """conv(silu(norm(x) scale + shift)) + residual, in the memory of the residual if there is one. What is
-    carried to the next chunk are the last two frames of x and what their norm and modulation came to.
-    """
+    """conv(silu(norm(x) scale + shift)) + residual, in the memory of the residual if there is one."""
     x_BTHWC = _rows(x_BCTHW)
     norms = _fold(x_BTHWC, grid, norm)
     if matrix_units():
         return _norm_silu_then_conv(x_BTHWC, norms, grid, carry, conv, residual_BCTHW)
     batch, frames, height, width, channels = x_BTHWC.shape
-    head, head_norms = carry.take(x_BTHWC, 1), carry.take(norms, 1)
-    opens = head is None
-    if head is None or head_norms is None:
-        head, head_norms = x_BTHWC[:, :1].expand(-1, 2, -1, -1, -1), norms[:, :1].expand(-1, 2, -1, -1, -1)
+    cells, head = _cells(grid, height), carry.take(x_BTHWC, 1)
     residual = None if residual_BCTHW is None else _rows(residual_BCTHW)
     out = x_BTHWC.new_empty(batch, frames, height, width, conv.out_channels) if residual is None else residual
     weights = _packed(conv, carry)
     assert conv.bias is not None
     bias, scratch = conv.bias.float(), _scratch(channels)
     for b in range(batch):
-        read = [*zip(head[b], head_norms[b], strict=True), *zip(x_BTHWC[b], norms[b], strict=True)]
+        read = list(zip(x_BTHWC[b], norms[b], strict=True))
+        before = [read[0]] * 2 if head is None else [(frame, None) for frame in head[b]]
         KERNELS.call(
-            *("convolve", _frames(read), frames, height, width, channels, _cells(grid, height), int(opens)),
-            *(weights, bias, None if residual is None else residual[b], conv.out_channels, out[b], *scratch),
+            *("convolve", _frames([*before, *read]), frames, height, width, channels, cells),
+            *(int(head is None), weights, bias, None if residual is None else residual[b]),
+            *(conv.out_channels, out[b], *scratch),
         )
     if not carry.last:
-        carry.leave(_last_two(head, x_BTHWC), None if opens else head)
-        carry.leave(_last_two(head_norms, norms), None if opens else head_norms)
+        _leave_tail(x_BTHWC, norms, cells, carry, head)
     return out.permute(0, 4, 1, 2, 3)
+
+
+def _leave_tail(x_BTHWC: Tensor, norms: Tensor, cells: _Cells, carry: Carry, head: Tensor | None) -> None:
+    """What the last two frames came to, for the next chunk."""
+    batch, frames, *sizes = x_BTHWC.shape
+    tail, count = carry.room(x_BTHWC.new_empty(batch, 2, *sizes), head), min(frames, 2)
+    if head is not None:
+        tail[:, 0] = head[:, 1]
+    _activate(x_BTHWC[:, -count:], norms[:, -count:], cells, tail[:, -count:])
+    if head is None and count == 1:
+        tail[:, 0] = tail[:, 1]
+    carry.keep(tail)
 
 
 def _norm_silu_then_conv(
@@ -126,18 +142,21 @@ def _norm_silu_then_conv(
     batch, frames, height, width, channels = x_BTHWC.shape
     head = carry.take(x_BTHWC, 1)
     padded = x_BTHWC.new_empty(batch, 2 + frames, height, width, channels)
-    for b in range(batch):
-        read = _frames(list(zip(x_BTHWC[b], norms[b], strict=True)))
-        KERNELS.call("norm_silu", read, frames, height, width, channels, _cells(grid, height), padded[b, 2:])
+    _activate(x_BTHWC, norms, _cells(grid, height), padded[:, 2:])
     padded[:, :2] = padded[:, 2:3] if head is None else head
     carry.leave(padded[:, -2:], head)
     h = F.conv3d(padded.permute(0, 4, 1, 2, 3), conv.weight, conv.bias, padding=(0, 1, 1))
     return h if residual_BCTHW is None else h.add_(residual_BCTHW)
 
 
+def _activate(x_BTHWC: Tensor, norms: Tensor, cells: _Cells, out_BTHWC: Tensor) -> None:
+    for x, norm, out in zip(x_BTHWC, norms, out_BTHWC, strict=True):
+        KERNELS.call("norm_silu", _frames(list(zip(x, norm, strict=True))), *x.shape, cells, out)
+
+
 def _fold(x_BTHWC: Tensor, grid: Grid | None, norm: nn.GroupNorm) -> Tensor:
     """Norm and modulation of every frame as one multiplication and one addition per cell and channel:
-    (B, T, 2, cells of a frame, C) fp32, a view in which frames share what modulates them alike.
+    (B, T, 2, cells of a frame, C) fp32.
     """
     batch, frames, height, width, channels = x_BTHWC.shape
     latents = 1 if grid is None else grid.size[0]
@@ -172,11 +191,31 @@ def upsample_conv(x_BCTHW: Tensor, conv: nn.Conv2d, time: bool, lead: bool) -> T
     return out.permute(0, 4, 1, 2, 3)
 
 
+def project(x_BCTHW: Tensor, conv: nn.Conv3d) -> Tensor:
+    """A 1x1x1 convolution to fewer channels in the memory of x, which is spent: results stay behind what is
+    still to be read.
+    """
+    x_BTHWC = _rows(x_BCTHW)
+    rows, width, outputs = x_BTHWC.flatten(0, 1).flatten(1, 2), conv.in_channels, conv.out_channels
+    out = rows.view(-1)[: rows.numel() // width * outputs].view(*rows.shape[:2], outputs)
+    weight, bias = conv.weight.flatten(1).T, conv.bias
+    assert bias is not None
+    for frame, x in enumerate(rows):
+        apart = (frame + 1) * outputs <= frame * width
+        torch.addmm(bias, x if apart else x.clone(), weight, out=out[frame])
+    return out.view(*x_BTHWC.shape[:4], outputs).permute(0, 4, 1, 2, 3)
+
+
 # ------------------------------------------------------------------------------------------------- weights
 
 
+def packed_size(inputs: int, outputs: int) -> int:
+    """Numbers that a convolution's weights come to as factors."""
+    return 64 * inputs * (outputs + -outputs % COLUMNS)
+
+
 def _packed(conv: nn.Conv3d, carry: Carry) -> Tensor:
-    count = 64 * conv.in_channels * (conv.out_channels + -conv.out_channels % COLUMNS)
+    count = packed_size(conv.in_channels, conv.out_channels)
     if 2 * count <= KEPT:
         return kept(conv, lambda weight: _pack_causal(weight, weight.new_empty(count)), conv.weight)
     return _pack_causal(conv.weight, carry.workspace(conv.weight, count))
@@ -224,10 +263,6 @@ def _pack(factors_PCO: Tensor) -> Tensor:
 def _rows(x_BCTHW: Tensor) -> Tensor:
     """(B, T, H, W, C), contiguous: no copy in channels_last_3d."""
     return x_BCTHW.permute(0, 2, 3, 4, 1).contiguous()
-
-
-def _last_two(head: Tensor, x: Tensor) -> Tensor:
-    return x[:, -2:] if x.shape[1] > 1 else torch.cat([head[:, 1:], x], dim=1)
 
 
 def _cells(grid: Grid | None, height: int) -> _Cells:

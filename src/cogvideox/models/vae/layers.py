@@ -49,12 +49,18 @@ class Carry:
         """
         return next(self._previous, None)
 
+    def room(self, new: Tensor, head: Tensor | None) -> Tensor:
+        """Memory for a tail: that of `head`, what `take` gave, if that may be reused, else `new`."""
+        return new if head is None or not self._reuse else head
+
+    def keep(self, tail: Tensor) -> None:
+        """Hand a tail on to the next chunk."""
+        self._tails.append(tail)
+
     def leave(self, tail: Tensor, head: Tensor | None) -> None:
-        """Keep a copy of `tail` for the next chunk, in the memory of `head`, what `take` gave, if that may be
-        reused. A copy, so that the cache does not keep the whole chunk alive.
-        """
+        """Keep a copy of `tail` for the next chunk, so that the cache does not keep the whole chunk alive."""
         if not self.last:
-            self._tails.append(tail.clone() if head is None or not self._reuse else head.copy_(tail))
+            self.keep(self.room(torch.empty_like(tail), head).copy_(tail))
 
     def workspace(self, like: Tensor, count: int) -> Tensor:
         """Memory for `count` numbers, the same at the next call for as many: new memory is slow."""
@@ -176,6 +182,15 @@ def norm_silu_conv(
     return h if residual_BCTHW is None else h.add_(residual_BCTHW)
 
 
+def project(x_BCTHW: Tensor, shortcut: nn.Module, carry: Carry) -> Tensor:
+    """shortcut(x), which may take the memory of x."""
+    if isinstance(shortcut, nn.Conv3d) and carry.whole and kernels.suit(x_BCTHW):
+        if shortcut.out_channels < shortcut.in_channels:
+            return kernels.project(x_BCTHW, shortcut)
+    residual: Tensor = shortcut(x_BCTHW)
+    return residual
+
+
 def make_norm(channels: int, groups: int, latent_channels: int | None) -> SpatialNorm | GroupNorm:
     """The decoder's norm when `latent_channels` is given, else the encoder's."""
     return (
@@ -200,7 +215,8 @@ class ResBlock(nn.Module):
     def forward(self, x_BCTHW: Tensor, z_BCTHW: Tensor | None, carry: Carry) -> Tensor:
         """`x_BCTHW` is spent: by kernels, the result may take its memory."""
         h = norm_silu_conv(x_BCTHW, z_BCTHW, carry, self.norm1, self.conv1)
-        return norm_silu_conv(h, z_BCTHW, carry, self.norm2, self.conv2, self.shortcut(x_BCTHW))
+        residual = project(x_BCTHW, self.shortcut, carry)
+        return norm_silu_conv(h, z_BCTHW, carry, self.norm2, self.conv2, residual)
 
 
 def as_images(x_BCTHW: Tensor) -> Tensor:
