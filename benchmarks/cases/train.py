@@ -57,11 +57,11 @@ def step(mix: tuple[tuple[int, int, int, int], ...]) -> Build:
 
         def run() -> None:
             with torch.enable_grad():
-                loss, _ = task.loss(items, 0)
-                loss.backward()
-            optimizer.step(1e-6, 0)
+                loss = task.loss("model", items, 0)
+                loss.total.backward()
+            optimizer.step(1e-6, 0, loss.weight)
 
-        tokens = task.loss(items, 0)[1]["tokens"]
+        tokens = task.loss("model", items, 0).metrics["tokens"][0]
         return Side(run, (model,), amount=(tokens, "tokens"))
 
     return make
