@@ -117,7 +117,7 @@ class Meter:
 def update(task: Task, phase: Phase, batch: list[Any], step: int) -> tuple[list[Loss], float]:
     """Gradients of all micro-batches of a phase, summed, and the sum of their weights."""
     for other in task.phases:
-        other.module.requires_grad_(other is phase)
+        other.module.requires_grad_(other.name == phase.name)
     losses = []
     for micro in batch:
         loss = task.loss(phase.name, micro, step)

@@ -86,7 +86,7 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, captions: list[str], length: in
 
 
 class _Pairs(Dataset[Any]):
-    """Step -> one micro-batch, two captions of each of some clips: those of one list, then their partners in the other."""
+    """Step -> one micro-batch: two captions of some clips, those of one list, then their partners."""
 
     def __init__(self, captions: Sequence[Sequence[str]], *, seed: int, clips: int) -> None:
         self.captions, self.seed, self.clips = captions, seed, clips
