@@ -45,7 +45,7 @@ class VAEStage:
 
 
 class VAEBatches(Dataset[Any]):
-    """Step -> one micro-batch of uint8 clips (batch * crops, T, crop, crop, 3), a pure function of (seed, step)."""
+    """Step -> one micro-batch of uint8 clips (batch * crops, T, crop, crop, 3); a function of its key."""
 
     def __init__(self, stages: tuple[VAEStage, ...], seed: int, split: str = "train") -> None:
         self.stages, self.seed, self.split = stages, seed, split
