@@ -1,8 +1,9 @@
 """`python -m tools.fit_memory`: what the planner says of memory against what fresh processes measure.
 
-Prints measured, estimated and their ratio for weights, sampling, decoding and encoding over a spread of shapes,
-widths and precisions, with our kernels and without, then for each kind the units of
-`cogvideox.generation.memory` that would make its worst ratio smallest. Write those there when the models change.
+Prints measured, estimated and their ratio for weights, sampling, decoding and encoding over a spread of
+shapes, widths and precisions, with our kernels and without, then for each kind the units of
+`cogvideox.generation.memory` that would make its worst ratio smallest. Write those there when the models or
+their kernels change.
 """
 
 from __future__ import annotations

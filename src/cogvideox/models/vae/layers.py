@@ -113,7 +113,7 @@ class SpatialNorm(nn.Module):
         size = x_BCTHW.shape[2:]
         scale = upsample_latent(self.scale(z_BCTHW), size, carry.lead)
         shift = upsample_latent(self.shift(z_BCTHW), size, carry.lead)
-        return torch.addcmul(shift, group_norm(x_BCTHW, self.norm), scale)
+        return shift.addcmul_(group_norm(x_BCTHW, self.norm), scale)
 
     def modulation(self, z_BCTHW: Tensor) -> Tensor:
         """Scale and shift on the latent grid in fp32, as rows: (B, cells, 2 channels)."""
@@ -158,7 +158,8 @@ def norm_silu_conv(
         assert z_BCTHW is not None
         grid = kernels.Grid(norm.modulation(z_BCTHW), z_BCTHW.shape[2:], carry.lead)
         return kernels.norm_silu_conv(x_BCTHW, grid, carry, norm.norm, conv, residual_BCTHW)
-    h = conv(F.silu(norm(x_BCTHW, z_BCTHW, carry)), carry)
+    h = F.silu(norm(x_BCTHW, z_BCTHW, carry), inplace=not torch.is_grad_enabled())
+    h = conv(h, carry)
     return h if residual_BCTHW is None else h.add_(residual_BCTHW)
 
 
