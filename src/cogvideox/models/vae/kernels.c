@@ -52,22 +52,35 @@ void fold_norm(const bf16 *x, int frames, int height, int width, int channels, i
     const int size = channels / groups;
     const int64_t pixels = (int64_t)frames * height * width;
     double sums[2 * channels], count = (double)pixels * size;
+    float factor[channels], offset[channels];
     channel_sums(x, pixels, channels, sums);
     for (int g = 0; g < channels; g += size) {
         double sum = 0, square = 0;
         for (int c = g; c < g + size; c++) sum += sums[c], square += sums[channels + c];
         double mean = sum / count, variance = square / count - mean * mean;
         double rstd = 1 / sqrt((variance > 0 ? variance : 0) + eps);
-        for (int c = g; c < g + size; c++) {
-            float factor = rstd * gamma[c], offset = beta[c] - mean * rstd * gamma[c];
-            float *to = out + c / 32 * 32 + c % 2 * 16 + c % 32 / 2;
-            for (int64_t i = 0; i < cells; i++) {
-                const float *m = modulation + i * 2 * channels + c;
-                to[i * channels] = modulation ? factor * m[0] : factor;
-                to[(cells + i) * channels] = modulation ? offset * m[0] + m[channels] : offset;
-            }
-        }
+        for (int c = g; c < g + size; c++) factor[c] = rstd * gamma[c], offset[c] = beta[c] - mean * rstd * gamma[c];
     }
+    const vec one = _mm512_set1_ps(1), none = {0};
+    const __m512i evens = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    const __m512i odds = _mm512_or_si512(evens, _mm512_set1_epi32(1));
+#pragma omp parallel for schedule(static)
+    for (int i = 0; i < cells; i++)
+        for (int c = 0; c < channels; c += 32) {
+            const float *m = modulation + (int64_t)i * 2 * channels + c;
+            float *to = out + (int64_t)i * channels + c;
+            vec scale[2], shift[2];
+            for (int k = 0; k < 2; k++) {
+                vec f = _mm512_loadu_ps(factor + c + 16 * k), o = _mm512_loadu_ps(offset + c + 16 * k);
+                vec by = modulation ? _mm512_loadu_ps(m + 16 * k) : one;
+                scale[k] = f * by, shift[k] = o * by + (modulation ? _mm512_loadu_ps(m + channels + 16 * k) : none);
+            }
+            _mm512_storeu_ps(to, _mm512_permutex2var_ps(scale[0], evens, scale[1]));
+            _mm512_storeu_ps(to + 16, _mm512_permutex2var_ps(scale[0], odds, scale[1]));
+            to += (int64_t)cells * channels;
+            _mm512_storeu_ps(to, _mm512_permutex2var_ps(shift[0], evens, shift[1]));
+            _mm512_storeu_ps(to + 16, _mm512_permutex2var_ps(shift[0], odds, shift[1]));
+        }
 }
 
 /* A frame and how to read it: norm and modulation of voxel (h, w) stand in cell (h >> shift, w >> shift). Without
@@ -129,11 +142,14 @@ struct job {
 struct scratch {
     float products[64 * STRIDE];
     vec *region;    /* [channels / 32][4][REGION][2]: activations of 4 frames, frame t in place t % 4 */
-    bf16 *operands; /* [64][TILES][channels] */
+    bf16 *operands; /* [64][TILES][channels], products `operand_step` apart */
 };
 
+/* As with STRIDE: the numbers of a cache line keep products off the same cache sets. */
+static inline int64_t operand_step(int channels) { return (int64_t)TILES * channels + 32; }
+
 int64_t scratch_bytes(int channels) {
-    return sizeof(struct scratch) + (sizeof(float) * 4 * REGION + sizeof(bf16) * 64 * TILES) * channels + 64;
+    return sizeof(struct scratch) + sizeof(float) * 4 * REGION * channels + sizeof(bf16) * 64 * operand_step(channels) + 64;
 }
 
 /* B^T d of F(2, 3): four numbers from four. */
@@ -143,8 +159,8 @@ int64_t scratch_bytes(int channels) {
  * products are `step` apart. */
 static void spread(enum kind kind, const vec (*const *x)[2], int at, int line, bf16 *to, int64_t step) {
     const int first[] = {0, 1, 2, 1}, second[] = {2, 2, 1, 3};
-    for (int half = 0; half < 2; half++, to += 16)
-        for (int t = 0; t < (kind == FIRST ? 1 : 4); t++) {
+    for (int t = 0; t < (kind == FIRST ? 1 : 4); t++)
+        for (int half = 0; half < 2; half++) {
             const vec *p = &x[kind == FIRST ? 0 : first[t]][at][half], *q = &x[second[t]][at][half];
             vec d[4][4];
 #pragma GCC unroll 16
@@ -158,7 +174,7 @@ static void spread(enum kind kind, const vec (*const *x)[2], int at, int line, b
             for (int h = 0; h < 4; h++) SPREAD(d[h][0], d[h][1], d[h][2], d[h][3]);
 #pragma GCC unroll 16
             for (int i = 0; i < 16; i++)
-                store16(to + (16 * t + i) * step, d[i / 4][i % 4]);
+                store16(to + (16 * t + i) * step + 16 * half, d[i / 4][i % 4]);
         }
 }
 
@@ -237,7 +253,7 @@ static void fill_region(const struct job *j, const struct frame *f, int top, int
 /* Operands of the tiles: activations of the frames that the block did not see before (`fresh`: all), spread. */
 static void operands(enum kind kind, const struct job *j, int t, int fresh, int row, int column, int rows, int columns, struct scratch *s) {
     const int high = 2 * rows + 2, wide = 2 * columns + 2;
-    const int64_t step = (int64_t)TILES * j->channels, skip = 4 * REGION;
+    const int64_t step = operand_step(j->channels), skip = 4 * REGION;
     vec(*region)[2] = (vec(*)[2])s->region;
 #define PLACE(k) (region + (t + (k)) % 4 * REGION)
     for (int k = kind == FIRST || !fresh ? 2 : 0; k < (kind == FIRST ? 3 : 4); k++)
@@ -253,7 +269,7 @@ static void operands(enum kind kind, const struct job *j, int t, int fresh, int 
 
 /* Operands for UP: each pixel and its eight neighbours, as they are. */
 static void neighbours(const struct job *j, int t, int row, int column, int rows, int columns, bf16 *to) {
-    for (int n = 0; n < 9; n++, to += (int64_t)TILES * j->channels)
+    for (int n = 0; n < 9; n++, to += operand_step(j->channels))
         for (int i = 0; i < rows * columns; i++) {
             int h = row + i / columns + n / 3 - 1, w = column + i % columns + n % 3 - 1;
             if (h >= 0 && h < j->in_height && w >= 0 && w < j->in_width)
@@ -266,7 +282,7 @@ static void neighbours(const struct job *j, int t, int row, int column, int rows
 /* All results of rows x columns tiles from tile (row, column) on; their first frame is t. */
 static void block(enum kind kind, const struct job *j, int t, int fresh, int row, int column, int rows, int columns, struct scratch *s) {
     const int channels = j->channels, tiles = rows * columns, blocks = (j->outputs + COLUMNS - 1) / COLUMNS;
-    const int64_t step = (int64_t)TILES * channels, panel = (int64_t)channels * COLUMNS;
+    const int64_t step = operand_step(channels), panel = (int64_t)channels * COLUMNS;
     const bf16 *weights = j->weights + (kind == FIRST ? 16 * blocks * panel : 0); /* second quarter: both frames */
     const int products = kind == PAIR ? 64 : kind == FIRST ? 16 : 4, parts = kind == UP ? 4 : 1;
     if (kind == UP)
@@ -296,7 +312,7 @@ static void block(enum kind kind, const struct job *j, int t, int fresh, int row
 static void run(enum kind kind, const struct job *j, int first, int rows, int columns) {
     const int64_t bytes = scratch_bytes(j->channels);
     const int width = columns < ROWS ? columns : ROWS, across = (columns + width - 1) / width;
-    int height = TILES / width;
+    int height = TILES / width; /* operands of few channels: half the tiles, which the L2 cache holds */
     while ((2 * height + 2) * (2 * width + 2) > REGION) height--;
     const int down = (rows + height - 1) / height, last = kind == FIRST ? 1 : j->count;
     height = (rows + down - 1) / down; /* blocks of one size */
