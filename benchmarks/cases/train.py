@@ -17,7 +17,7 @@ from cogvideox.core import heap, rng
 from cogvideox.core.shapes import latent_frames
 from cogvideox.models.transformer.blocks import attention
 from cogvideox.training.diffusion import DiffusionBatches, DiffusionTask, Item
-from cogvideox.training.optim import MasterOptimizer
+from cogvideox.training.loop import Rates
 
 MIX = ((1, 64, 64, 2), (17, 64, 64, 2), (17, 64, 112, 1), (17, 112, 64, 1), (49, 64, 64, 1))
 LARGE = ((1, 128, 128, 8), (17, 128, 128, 4))
@@ -53,15 +53,15 @@ def step(mix: tuple[tuple[int, int, int, int], ...]) -> Build:
             subject_weight=6.0,
             judge=lambda *_: None,
         )
-        optimizer = MasterOptimizer(model, task.matrix_blocks, matrix_lr=0.02, lr=1.5e-3, ema=0.998)
+        optimizer = Rates(matrix_lr=0.02, lr=1.5e-3, ema=0.998).optimizer(task.phases[0])
 
         def run() -> None:
             with torch.enable_grad():
-                loss, _ = task.loss(items, 0)
-                loss.backward()
-            optimizer.step(1e-6, 0)
+                loss = task.loss("model", items, 0)
+                loss.total.backward()
+            optimizer.step(1e-6, 0, loss.weight)
 
-        tokens = task.loss(items, 0)[1]["tokens"]
+        tokens = task.loss("model", items, 0).metrics["tokens"][0]
         return Side(run, (model,), amount=(tokens, "tokens"))
 
     return make

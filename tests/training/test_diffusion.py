@@ -11,7 +11,7 @@ from cogvideox.generation.noise import KeyedNoise
 from cogvideox.generation.sample import Conditions, Known, predict, sample
 from cogvideox.training.diffusion import DiffusionTask, Item
 from cogvideox.training.latents import Bucket, LatentStore
-from cogvideox.training.optim import MasterOptimizer
+from cogvideox.training.loop import Rates
 from tests.tiny import prompt, tiny_model, tiny_spec
 
 
@@ -48,7 +48,7 @@ def test_training_and_sampling_show_the_transformer_the_same(like):
     model = tiny_model(like)
     task, spy = make_task(model), Spy(model.transformer)
     batch = [item(0), item(1)]
-    task.loss(batch, step=7)
+    task.loss("model", batch, step=7)
     trained = spy.packs.pop()
     sizes = [s.video_length for s in trained.segments]
     for j, (one, rows) in enumerate(zip(batch, trained.video_LP.split(sizes), strict=True)):
@@ -71,7 +71,7 @@ def test_training_and_sampling_show_the_transformer_the_same(like):
 def test_dropped_text_is_what_the_unconditional_branch_gets():
     model = tiny_model("5b")
     task, spy = make_task(model, drop_text=1.0), Spy(model.transformer)
-    task.loss([item(0)], step=0)
+    task.loss("model", [item(0)], step=0)
     assert model.spec.unconditional == "zeros"
     assert not spy.packs[0].text_LC.any()
 
@@ -80,7 +80,7 @@ def test_known_frames_are_clean_in_training_as_in_sampling():
     model = tiny_model("5b")
     task, spy = make_task(model), Spy(model.transformer)
     one, rows = item(0, known=2), 2 * 2 * 3  # two latent frames of 2x3 tokens
-    task.loss([one], step=0)
+    task.loss("model", [one], step=0)
     trained = spy.packs.pop().video_LP[:rows]
     sampler = Sampler("ddim", model.schedule, sampling_timesteps(3))
     noise = KeyedNoise(0)
@@ -97,8 +97,8 @@ def test_no_loss_is_taken_on_known_frames():
     model = tiny_model("5b")
     task, outputs = make_task(model), []
     model.transformer.register_forward_hook(lambda module, args, out: outputs.append(out))
-    loss, _ = task.loss([item(0, known=2)], step=0)
-    (per_row,) = torch.autograd.grad(loss, outputs)
+    loss = task.loss("model", [item(0, known=2)], step=0)
+    (per_row,) = torch.autograd.grad(loss.total, outputs)
     known_rows = 2 * 2 * 3
     assert not per_row[:known_rows].any()
     assert per_row[known_rows:].any(dim=1).all()
@@ -108,21 +108,21 @@ def test_it_learns_a_clip_by_heart():
     torch.manual_seed(0)
     model = tiny_model(tiny_spec("5b", layers=1))
     task = make_task(model)
-    optimizer = MasterOptimizer(task.model, task.matrix_blocks, matrix_lr=0.02, lr=5e-3)
+    optimizer = Rates(matrix_lr=0.02, lr=5e-3).optimizer(task.phases[0])
     batch, losses = [item(0)] * 8, []
     for step in range(150):
-        loss, _ = task.loss(batch, step)
-        loss.backward()
-        optimizer.step(1.0, step)
-        losses.append(loss.item())
+        loss = task.loss("model", batch, step)
+        loss.total.backward()
+        optimizer.step(1.0, step, loss.weight)
+        losses.append(loss.total.item() / loss.weight)
     assert sum(losses[-10:]) < 0.5 * sum(losses[:10])
 
 
 def test_losses_are_logged_by_timestep():
     model = tiny_model("5b")
-    _, metrics = make_task(model).loss([item(j) for j in range(8)], step=0)
+    metrics = make_task(model).loss("model", [item(j) for j in range(8)], step=0).metrics
     assert {f"loss_{low}" for low in (0, 250, 500, 750)} <= set(metrics)
-    assert metrics["tokens"] == 8 * (model.text.length + 3 * 2 * 3)
+    assert metrics["tokens"] == (8 * (model.text.length + 3 * 2 * 3), 1.0)
 
 
 def test_errors_count_more_where_a_character_is():
@@ -130,23 +130,25 @@ def test_errors_count_more_where_a_character_is():
     model, one = tiny_model("5b"), item(0)
     for parameter in model.transformer.output.linear.parameters():
         torch.nn.init.zeros_(parameter)
-    loss, _ = make_task(model, subject_weight=5.0).loss([one], step=2)
+    loss = make_task(model, subject_weight=5.0).loss("model", [one], step=2)
     clean, noise = one.latents_CTHW, rng.normal(one.latents_CTHW.shape, 3, "noise", 2, 0)
     t = torch.tensor(stratified(1, 3, "timesteps", 2))
     squares = model.schedule.velocity(clean[None], noise[None], t)[0].square().mean(0)
     inside, outside = squares[one.subject_THW], squares[~one.subject_THW]
     want = (5 * inside.sum() + outside.sum()) / (5 * inside.numel() + outside.numel())
-    assert torch.allclose(loss, want)
+    assert torch.allclose(loss.total, want)
 
 
 @pytest.mark.parametrize("like", ["5b", "1.5-5b"])
 def test_a_subject_everywhere_or_nowhere_changes_nothing(like):
     model = tiny_model(like)
     batch = [item(0, frames=4), item(1, known=1, frames=4)]
-    plain = make_task(model).loss(batch, step=2)[0]
+    plain = make_task(model).loss("model", batch, step=2).total
     for j, one in enumerate(batch):
         one.subject_THW[:] = j == 0
-    assert torch.allclose(make_task(model, subject_weight=5.0).loss(batch, step=2)[0], plain, atol=1e-6)
+    assert torch.allclose(
+        make_task(model, subject_weight=5.0).loss("model", batch, step=2).total, plain, atol=1e-6
+    )
 
 
 def test_the_subject_is_where_the_character_is_drawn(tmp_path):

@@ -10,48 +10,55 @@ from torch.utils.data import Dataset
 
 from cogvideox.core import rng
 from cogvideox.core.errors import NonFiniteError
-from cogvideox.training.loop import lr_scale, train
+from cogvideox.training.loop import Rates, lr_scale, train
 from cogvideox.training.optim import MasterOptimizer
+from cogvideox.training.task import Loss, Phase
 
 
 class Lines(Dataset):
     """Step -> points of a noisy plane, a pure function of the step."""
+
+    def __init__(self, parts):
+        self.parts = list(parts)
 
     def __len__(self):
         return 1000
 
     def __getitem__(self, step):
         x = rng.normal((16, 4), 0, "x", step)
-        return x, x.sum(1, keepdim=True)
+        return [(part, part.sum(1, keepdim=True)) for part in x.split(self.parts)]
 
 
 class Plane:
     """The smallest task: two linear layers, one of them a matrix for Muon."""
 
-    def __init__(self, poison=(), stop_at=None):
+    def __init__(self, poison=(), stop_at=None, parts=(16,)):
+        self.parts = parts
         torch.manual_seed(0)
         self.model = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 1))
         self.poison, self.stop_at = poison, stop_at
 
+    @property
+    def phases(self):
+        return (Phase("model", self.model, matrix_blocks=lambda name, _: int(name == "0.weight")),)
+
     def batches(self):
-        return Lines()
+        return Lines(self.parts)
 
-    def matrix_blocks(self, name, parameter):
-        return int(name == "0.weight")
-
-    def loss(self, batch, step):
+    def loss(self, phase, micro, step):
         if step == self.stop_at:
             raise KeyboardInterrupt
-        x, y = batch
-        loss = (self.model(x) - y).square().mean()
-        return (loss * float("nan") if step in self.poison else loss), {}
+        x, y = micro
+        total = (self.model(x) - y).square().sum()
+        return Loss(total * float("nan") if step in self.poison else total, float(len(x)), {})
 
     def evaluate(self, weights, folder, step):
         return {"judged": float(step)}
 
 
 def run(task, folder, steps=40, **options):
-    return train(task, folder, steps=steps, matrix_lr=0.02, lr=0.01, warmup=2, workers=0, **options)
+    rates = {"model": Rates(matrix_lr=0.02, lr=0.01, warmup=2)}
+    return train(task, folder, rates, steps=steps, workers=0, **options)["model"]
 
 
 def test_a_stopped_run_goes_on_as_if_nothing_had_happened(tmp_path):
@@ -94,3 +101,48 @@ def test_rates_warm_up_hold_and_decay():
     assert rates[75] == pytest.approx(0.5)
     assert rates[100] == pytest.approx(0.0)
     assert all(a >= b for a, b in itertools.pairwise(rates[50:]))
+
+
+def test_a_step_in_parts_of_any_size_is_the_whole_step(tmp_path):
+    """The loss is the sum over all samples by their number, not a mean of means."""
+    whole, parts = run(Plane(), tmp_path / "1"), run(Plane(parts=(9, 2, 5)), tmp_path / "3")
+    for name, weight in whole.ema_weights().items():
+        torch.testing.assert_close(weight, parts.ema_weights()[name])
+    lines = [json.loads((tmp_path / n / "log.jsonl").read_text()) for n in ("1", "3")]
+    assert lines[0]["loss"] == pytest.approx(lines[1]["loss"], rel=1e-4)
+
+
+class Duel:
+    """Two modules trained in turn: one predicts 3, the other predicts the first's answer."""
+
+    def __init__(self):
+        torch.manual_seed(0)
+        self.one, self.other, self.seen = nn.Linear(1, 1), nn.Linear(1, 1), []
+
+    @property
+    def phases(self):
+        return Phase("one", self.one), Phase("other", self.other, begins=20)
+
+    def batches(self):
+        return [[torch.ones(2, 1)]] * 200
+
+    def loss(self, phase, micro, step):
+        self.seen.append((step, phase))
+        taking = [p.requires_grad for module in (self.one, self.other) for p in module.parameters()]
+        assert taking == [phase == "one"] * 2 + [phase == "other"] * 2
+        answer = self.one(micro)
+        error = answer - 3 if phase == "one" else self.other(micro) - answer
+        return Loss(error.square().sum(), 2.0, {})
+
+    def evaluate(self, weights, folder, step):
+        assert set(weights) == {"one", "other"}
+        return {}
+
+
+def test_phases_take_turns_and_begin_when_they_are_due(tmp_path):
+    duel, rates = Duel(), Rates(matrix_lr=0.0, lr=0.1, warmup=1)
+    train(duel, tmp_path, {"one": rates, "other": rates}, steps=200, workers=0)
+    assert duel.seen[:22] == [*((step, "one") for step in range(20)), (20, "one"), (20, "other")]
+    assert duel.other(torch.ones(1, 1)).item() == pytest.approx(3, abs=0.1)
+    last = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])
+    assert {"one_loss", "other_loss"} <= set(last)

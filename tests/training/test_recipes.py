@@ -92,7 +92,7 @@ def test_from_recipes_to_a_model_that_generates(tmp_path):
     # The text encoder was trained first, and then frozen.
     state = torch.load(tmp_path / "model" / "text" / "checkpoint.pt", weights_only=True)
     assert state["step"] == DIFFUSION["text_steps"]
-    _head, *masters = state["optimizer"]["masters"]
+    _head, *masters = state["optimizers"]["model"]["masters"]
     shipped = pipe.text_encoder.model.parameters()
     assert all(torch.equal(m.bfloat16(), p.bfloat16()) for m, p in zip(masters, shipped, strict=True))
     # A new run may go on from the model: at a rate of next to nothing it is the same model.
@@ -122,7 +122,7 @@ def test_pixels_that_change_are_told_from_those_that_do_not():
 def test_crops_are_cut_where_most_moves():
     stage = {"steps": 1, "batch": 1, "frames": 5, "crop": 32, "sizes": (128,)}
     plain, lively = (
-        VAEBatches((VAEStage(**stage, crops=8 // n, candidates=n),), seed=0)[0].numpy() for n in (1, 8)
+        VAEBatches((VAEStage(**stage, crops=8 // n, candidates=n),), seed=0)[0][0].numpy() for n in (1, 8)
     )
     assert motion(lively[0]) == max(motion(clip) for clip in plain)
 

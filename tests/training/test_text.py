@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from cogvideox.training.loop import train
+from cogvideox.training.loop import Rates, train
 from cogvideox.training.text import TextSpec, TextTask, make_tokenizer, new_t5, tokenize
 
 SPEC = TextSpec(layers=2, heads=2, head_dim=16, ff_dim=64, vocabulary=100)
@@ -36,14 +36,14 @@ def found(learner, place):
 def test_a_caption_finds_its_paraphrase_through_any_token(tmp_path):
     learner = task()
     before = [found(learner, place) for place in range(8)]
-    train(learner, tmp_path, steps=100, matrix_lr=0.0, lr=5e-3, warmup=5, workers=0)
+    train(learner, tmp_path, {"model": Rates(matrix_lr=0.0, lr=5e-3, warmup=5)}, steps=100, workers=0)
     after = [found(learner, place) for place in range(8)]
     assert min(before) < 0.2
     assert min(after) > 0.8
 
 
 def test_partners_are_two_captions_of_one_clip():
-    one, other = task().batches()[3]
+    ((one, other),) = task().batches()[3]
     assert len(one) == len(set(one)) == len(CAPTIONS)
     for pair in zip(one, other, strict=True):
         assert sorted(pair) in [sorted(told) for told in CAPTIONS]

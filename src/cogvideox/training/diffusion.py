@@ -8,7 +8,7 @@ all of its segments (section 3.3). Shape legend: C channels, T H W latent grid, 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from cogvideox.diffusion.timesteps import stratified
 from cogvideox.models.text import TextEncoder
 from cogvideox.models.transformer.model import Transformer
 from cogvideox.training.latents import CAPTIONS, Bucket, LatentStore
+from cogvideox.training.task import Loss, Phase
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +76,7 @@ class DiffusionBatches(Dataset[Any]):
             step -= stage.steps
         raise IndexError(step)
 
-    def __getitem__(self, step: int) -> list[Item]:
+    def __getitem__(self, step: int) -> list[list[Item]]:
         draw, items = rng.generator(self.seed, "diffusion-batch", step), []
         for name, count in self._mix(step).items():
             store = self.stores[name]
@@ -91,7 +92,7 @@ class DiffusionBatches(Dataset[Any]):
                         known = int(draw.integers(1, length - skip))
                 subject = store.subject(int(index))[skip:]
                 items.append(Item(latents[:, skip:], caption, f"{name}/{index}", known, subject))
-        return sorted(items, key=lambda item: item.latents_CTHW.shape)  # equal shapes run as one batch
+        return [sorted(items, key=lambda item: item.latents_CTHW.shape)]  # equal shapes run as one batch
 
 
 class DiffusionTask:
@@ -119,13 +120,12 @@ class DiffusionTask:
     def batches(self) -> DiffusionBatches:
         return self._batches
 
-    def matrix_blocks(self, name: str, parameter: Tensor) -> int:
-        if parameter.ndim != 2 or not name.startswith("blocks") or "modulation" in name:
-            return 0
-        return 3 if "qkv" in name else 1
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        return (Phase("model", self.model, matrix_blocks=_matrix_blocks),)
 
-    def loss(self, batch: list[Item], step: int) -> tuple[Tensor, dict[str, float]]:
-        spec, dtype = self.model.spec, self.model.patch_embed.weight.dtype
+    def loss(self, phase: str, micro: list[Item], step: int) -> Loss:
+        batch, (spec, dtype) = micro, (self.model.spec, self.model.patch_embed.weight.dtype)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "the prompt has")  # the run has told how many are cut
             text_SLC = self.text.encode([item.caption for item in batch])
@@ -149,13 +149,12 @@ class DiffusionTask:
             output[:, item.known :] * r for output, item, r in zip(outputs, batch, roots, strict=True)
         ]
         targets = [target * root for target, root in zip(targets, roots, strict=True)]
-        loss, losses_S = v_loss(predictions, targets, [1.0] * len(batch))
-        metrics = {"tokens": float(sum(segment.length for segment in pack.segments))}
+        total, losses_S = v_loss(predictions, targets, [1.0] * len(batch), normaliser=1.0)
+        metrics = {"tokens": (float(sum(segment.length for segment in pack.segments)), 1.0)}
         for low in range(0, 1000, 250):
             inside = [x for x, t in zip(losses_S.tolist(), timesteps, strict=True) if low <= t < low + 250]
-            if inside:
-                metrics[f"loss_{low}"] = sum(inside) / len(inside)
-        return loss, metrics
+            metrics[f"loss_{low}"] = sum(inside), float(len(inside))
+        return Loss(total, float(len(batch)), metrics)
 
     def _roots(self, item: Item, patch: tuple[int, int, int]) -> Tensor:
         """Square roots (T, H, W) of the weights of an item's latents that are not known."""
@@ -163,6 +162,12 @@ class DiffusionTask:
         weights = 1.0 + (self.subject_weight - 1.0) * subject
         return (weights / weights.mean()).sqrt()
 
-    def evaluate(self, weights: dict[str, Tensor], folder: Path, step: int) -> dict[str, float]:
-        self._judge(weights, folder, step)
+    def evaluate(self, weights: Mapping[str, dict[str, Tensor]], folder: Path, step: int) -> dict[str, float]:
+        self._judge(weights["model"], folder, step)
         return {}
+
+
+def _matrix_blocks(name: str, parameter: Tensor) -> int:
+    if parameter.ndim != 2 or not name.startswith("blocks") or "modulation" in name:
+        return 0
+    return 3 if "qkv" in name else 1

@@ -56,12 +56,12 @@ class MasterOptimizer:
         self._base_lr = [optimizer.param_groups[0]["lr"] for optimizer in self.optimizers]
 
     @torch.no_grad()
-    def step(self, lr_scale: float, step: int) -> float:
-        """One update from the model's gradients, which are consumed. Returns their norm."""
+    def step(self, lr_scale: float, step: int, weight: float = 1.0) -> float:
+        """One update from the model's gradients over `weight`, which are consumed. Returns their norm."""
         for name, parameter in self.parameters.items():
             assert parameter.grad is not None, f"no gradient for {name}"
             parts = self.masters[name]
-            gradient = parameter.grad.float().reshape(-1, *parts[0].shape[1:])
+            gradient = (parameter.grad.float() / weight).reshape(-1, *parts[0].shape[1:])
             for part, piece in zip(parts, gradient.chunk(len(parts)), strict=True):
                 part.grad = piece.reshape(part.shape)
             parameter.grad = None

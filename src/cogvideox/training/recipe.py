@@ -21,11 +21,12 @@ from cogvideox.core.errors import InputError, nearest
 from cogvideox.models.specs import ModelSpec, TransformerSpec, VAESpec
 from cogvideox.training.diffusion import DiffusionStage
 from cogvideox.training.latents import Bucket
+from cogvideox.training.loop import Rates
 from cogvideox.training.text import TextSpec
 from cogvideox.training.vae import VAEStage
 
 _STRICT = ConfigDict(extra="forbid", frozen=True)
-for _kind in (VAESpec, VAEStage, TransformerSpec, ModelSpec, DiffusionStage, Bucket):
+for _kind in (VAESpec, VAEStage, TransformerSpec, ModelSpec, DiffusionStage, Bucket, Rates):
     with_config(_STRICT)(_kind)
 
 
@@ -33,18 +34,6 @@ class Strict(BaseModel):
     """Unknown keys are errors, values do not change."""
 
     model_config = _STRICT
-
-
-class OptimizerConfig(Strict):
-    """How weights are updated; see `training.loop.train`."""
-
-    matrix_lr: float
-    lr: float
-    warmup: int = 50
-    decay_from: float = 0.6
-    weight_decay: float = 0.0
-    clip: float = 1.0
-    ema: float = 0.999
 
 
 class VAELoss(Strict):
@@ -62,7 +51,7 @@ class VAERecipe(Strict):
     vae: VAESpec
     loss: VAELoss
     stages: tuple[VAEStage, ...]
-    optimizer: OptimizerConfig
+    optimizer: Rates
 
 
 class DiffusionRecipe(Strict):
@@ -91,7 +80,7 @@ class DiffusionRecipe(Strict):
     subject_weight: float = 1.0
     """How many times errors where a character is count."""
     stages: tuple[DiffusionStage, ...]
-    optimizer: OptimizerConfig
+    optimizer: Rates
 
     @model_validator(mode="after")
     def _mixes_name_buckets(self) -> DiffusionRecipe:

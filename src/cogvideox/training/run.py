@@ -30,7 +30,7 @@ from cogvideox.models.vae.autoencoder import VAE
 from cogvideox.training.diffusion import DiffusionBatches, DiffusionTask
 from cogvideox.training.judge import contact_sheet
 from cogvideox.training.latents import CAPTIONS, LatentStore, encode_bucket
-from cogvideox.training.loop import train
+from cogvideox.training.loop import Rates, train
 from cogvideox.training.recipe import DiffusionRecipe, VAERecipe, load_recipe
 from cogvideox.training.text import TextTask, make_tokenizer, new_t5, tokenize
 from cogvideox.training.vae import VAETask
@@ -56,7 +56,7 @@ def run_vae(recipe: VAERecipe, folder: Path, workers: int) -> None:
     """Train a VAE and write it with the scale that gives its latents unit variance."""
     task = VAETask(recipe.vae, recipe.stages, seed=recipe.seed, **recipe.loss.model_dump())
     steps = sum(stage.steps for stage in recipe.stages)
-    optimizer = train(task, folder, steps=steps, workers=workers, **recipe.optimizer.model_dump())
+    optimizer = train(task, folder, {"model": recipe.optimizer}, steps=steps, workers=workers)["model"]
     scale = round(1.0 / task.latent_std(optimizer.ema_weights()), 4)
     vae = VAE(replace(recipe.vae, scale=scale, condition_scale=scale))
     vae.load_state_dict(optimizer.ema_weights())
@@ -107,7 +107,7 @@ def run_diffusion(recipe: DiffusionRecipe, folder: Path, workers: int) -> None:
     )
     steps = sum(stage.steps for stage in recipe.stages)
     print(f"transformer: {steps} steps", flush=True)
-    optimizer = train(task, folder, steps=steps, workers=workers, **recipe.optimizer.model_dump())
+    optimizer = train(task, folder, {"model": recipe.optimizer}, steps=steps, workers=workers)["model"]
     save_model(finished(optimizer.ema_weights()), folder / "model", dtype=torch.bfloat16)
 
 
@@ -178,7 +178,8 @@ def _text_encoder(recipe: DiffusionRecipe, tokenizer: PreTrainedTokenizerBase, f
         print(f"text: {sum(cut) / len(cut):.0%} of {kind} captions are longer than {length} tokens, and cut")
     print(f"text: learning {len(captions)} clips' captions", flush=True)
     task = TextTask(model, lambda captions: tokenize(tokenizer, captions, length), captions, seed=recipe.seed)
-    train(task, folder, steps=recipe.text_steps, matrix_lr=0.0, lr=1e-3, decay_from=0.2, workers=0)
+    rates = {"model": Rates(matrix_lr=0.0, lr=1e-3, decay_from=0.2)}
+    train(task, folder, rates, steps=recipe.text_steps, workers=0)
     for parameter in model.requires_grad_(False).parameters():
         parameter.data = parameter.data.bfloat16()
     return TextEncoder(tokenizer, model, length)

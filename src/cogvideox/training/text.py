@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
 from cogvideox.core import rng
+from cogvideox.training.task import Loss, Phase
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789.,!?'-:;"
 
@@ -85,16 +86,16 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, captions: list[str], length: in
 
 
 class _Pairs(Dataset[Any]):
-    """Step -> two captions of each of some clips: those of one list, then their partners in the other."""
+    """Step -> one micro-batch: two captions of some clips, those of one list, then their partners."""
 
     def __init__(self, captions: Sequence[Sequence[str]], *, seed: int, clips: int) -> None:
         self.captions, self.seed, self.clips = captions, seed, clips
 
-    def __getitem__(self, step: int) -> tuple[list[str], list[str]]:
+    def __getitem__(self, step: int) -> list[tuple[list[str], list[str]]]:
         draw = rng.generator(self.seed, "text-batch", step)
         chosen = draw.choice(len(self.captions), size=min(self.clips, len(self.captions)), replace=False)
         pairs = [draw.choice(self.captions[index], size=2, replace=False) for index in chosen]
-        return [str(a) for a, _ in pairs], [str(b) for _, b in pairs]
+        return [([str(a) for a, _ in pairs], [str(b) for _, b in pairs])]
 
 
 class _Seen(nn.Module):
@@ -133,11 +134,12 @@ class TextTask:
     def batches(self) -> Dataset[Any]:
         return self._batches
 
-    def matrix_blocks(self, name: str, parameter: Tensor) -> int:
-        return 0
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        return (Phase("model", self.model),)
 
-    def loss(self, batch: tuple[list[str], list[str]], step: int) -> tuple[Tensor, dict[str, float]]:
-        ids = self.tokenize([*batch[0], *batch[1]])  # those too long are cut, as in sampling
+    def loss(self, phase: str, micro: tuple[list[str], list[str]], step: int) -> Loss:
+        ids = self.tokenize([*micro[0], *micro[1]])  # those too long are cut, as in sampling
         with torch.autocast("cpu", torch.bfloat16):
             hidden_NLC = self.model.text(input_ids=ids)[0]
         rows, length = ids.shape
@@ -146,7 +148,8 @@ class TextTask:
         one, other = seen_ND.chunk(2)
         scores, partner = one @ other.T / self.temperature, torch.arange(len(one))
         loss = (F.cross_entropy(scores, partner) + F.cross_entropy(scores.T, partner)) / 2
-        return loss, {"found": (scores.argmax(1) == partner).float().mean().item()}
+        found = (scores.argmax(1) == partner).sum().item()
+        return Loss(loss * len(one), float(len(one)), {"found": (found, float(len(one)))})
 
-    def evaluate(self, weights: dict[str, Tensor], folder: Path, step: int) -> dict[str, float]:
+    def evaluate(self, weights: Mapping[str, dict[str, Tensor]], folder: Path, step: int) -> dict[str, float]:
         return {}

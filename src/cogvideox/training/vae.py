@@ -5,6 +5,7 @@ ones.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from cogvideox.data.video import Frames
 from cogvideox.generation.media import to_signed
 from cogvideox.models.specs import VAESpec
 from cogvideox.models.vae.autoencoder import VAE
+from cogvideox.training.task import Loss, Phase
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +45,7 @@ class VAEStage:
 
 
 class VAEBatches(Dataset[Any]):
-    """Step -> uint8 clips (batch * crops, T, crop, crop, 3), a pure function of (seed, step)."""
+    """Step -> one micro-batch of uint8 clips (batch * crops, T, crop, crop, 3); a function of its key."""
 
     def __init__(self, stages: tuple[VAEStage, ...], seed: int, split: str = "train") -> None:
         self.stages, self.seed, self.split = stages, seed, split
@@ -59,7 +61,7 @@ class VAEBatches(Dataset[Any]):
             step -= stage.steps
         raise IndexError(step)
 
-    def __getitem__(self, step: int) -> Tensor:
+    def __getitem__(self, step: int) -> list[Tensor]:
         if self.world is None:
             self.world = World(seed=self.seed, split=self.split)
         stage, draw = self.stage(step), rng.generator(self.seed, "vae-batch", step)
@@ -73,7 +75,7 @@ class VAEBatches(Dataset[Any]):
             for places in draw.integers(side - stage.crop + 1, size=(stage.crops, stage.candidates, 2)):
                 cut = [video[:, y : y + stage.crop, x : x + stage.crop] for y, x in places]
                 clips.append(max(cut, key=motion))
-        return torch.from_numpy(np.stack(clips))
+        return [torch.from_numpy(np.stack(clips))]
 
 
 def motion(video_THWC: Frames) -> float:
@@ -135,12 +137,12 @@ class VAETask:
     def batches(self) -> VAEBatches:
         return VAEBatches(self.stages, self.seed)
 
-    def matrix_blocks(self, name: str, parameter: Tensor) -> int:
-        ends = ("encoder.conv_in", "encoder.conv_out", "decoder.conv_in", "decoder.conv_out")
-        return int(parameter.ndim >= 4 and not name.startswith(ends))
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        return (Phase("model", self.model, matrix_blocks=_matrix_blocks),)
 
-    def loss(self, batch: Tensor, step: int) -> tuple[Tensor, dict[str, float]]:
-        video = to_model(batch)
+    def loss(self, phase: str, micro: Tensor, step: int) -> Loss:
+        video, clips = to_model(micro), float(len(micro))
         posterior = self.model.posterior(video)
         noise = rng.normal(posterior.mean.shape, self.seed, "posterior", step).to(posterior.mean)
         reconstruction = self.model.decode(posterior.sample(noise) * self.spec.scale)
@@ -150,7 +152,8 @@ class VAETask:
         loss = l1 + self.gradient_weight * gradient + self.kl_weight * kl
         psnr = -10 * math.log10(max(1e-9, error.detach().square().mean().item() / 4))
         spread = posterior.mean.detach().float().std().item()
-        return loss, {"l1": l1.item(), "kl": kl.item(), "psnr": psnr, "std": spread}
+        means = {"l1": l1.item(), "kl": kl.item(), "psnr": psnr, "std": spread}
+        return Loss(loss * clips, clips, {name: (mean * clips, clips) for name, mean in means.items()})
 
     def held_out(self, count: int = 16, frames: int = 17, side: int = 128) -> list[Tensor]:
         """Fixed clips of the held-out split, uint8 (1, T, H, W, 3)."""
@@ -176,12 +179,12 @@ class VAETask:
         return model
 
     @torch.no_grad()
-    def evaluate(self, weights: dict[str, Tensor], folder: Path, step: int) -> dict[str, float]:
+    def evaluate(self, weights: Mapping[str, dict[str, Tensor]], folder: Path, step: int) -> dict[str, float]:
         """PSNR in dB on held-out clips at 128x128, mean over frames and clips; leaves a picture.
 
         `still` and `moving` are the PSNRs of all pixels without and with a change to a neighbouring frame.
         """
-        model = self._with(weights)
+        model = self._with(weights["model"])
         scores: list[float] = []
         still: list[Tensor] = []
         moving: list[Tensor] = []
@@ -207,3 +210,8 @@ class VAETask:
             name: round(value, 3)
             for name, value in ({"eval_psnr": sum(scores) / len(scores)} | parts).items()
         }
+
+
+def _matrix_blocks(name: str, parameter: Tensor) -> int:
+    ends = ("encoder.conv_in", "encoder.conv_out", "decoder.conv_in", "decoder.conv_out")
+    return int(parameter.ndim >= 4 and not name.startswith(ends))
