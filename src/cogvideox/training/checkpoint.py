@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ class Checkpoints:
         """Step and state of the newest checkpoint, None if there is none. `template`, a state of the same run,
         may be overwritten.
         """
+        for left in self.folder.glob(".*"):  # half of a checkpoint, of a run that was killed
+            shutil.rmtree(left, ignore_errors=True)
         steps = self.steps()
         return (steps[-1], torch.load(self._path(steps[-1]), weights_only=True)) if steps else None
 

@@ -26,12 +26,12 @@ def begin(folder: Path, recipe: AnyRecipe, command: Sequence[str]) -> None:
     """Write `recipe.yaml`, with every default and change in it, and add this start to `environment.json`.
 
     A run that has checkpoints goes on with the recipe it was begun with: only the last stage may have become
-    longer, and `every` may change. Raises InputError naming the first key that differs.
+    longer, and `every` and `parallel` may change. Raises InputError naming the first key that differs.
     """
     folder.mkdir(parents=True, exist_ok=True)
     resolved: dict[str, Any] = recipe.model_dump(mode="json")
     path = folder / "recipe.yaml"
-    if path.exists() and any(folder.glob("checkpoints/*")):
+    if path.exists() and any(folder.glob("checkpoints/[!.]*")):
         _compare(yaml.safe_load(path.read_text(encoding="utf-8")), resolved, folder)
     write_text(path, yaml.safe_dump(resolved, sort_keys=False, width=110))
     path = folder / "environment.json"
@@ -45,7 +45,7 @@ def _compare(begun: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
     for key in dict.fromkeys((*old, *new)):
         before, after = old.get(key), new.get(key)
         longer = key == last and len(begun["stages"]) == len(now["stages"]) and after >= before
-        if before != after and not longer and not key.startswith("every."):
+        if before != after and not longer and not key.startswith(("every.", "parallel.")):
             raise InputError(
                 f"{folder} was begun with another recipe: {key} was {before} and is now {after}; "
                 "take a new --output"

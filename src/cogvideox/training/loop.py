@@ -84,6 +84,9 @@ class Every:
     """Checkpoints that are kept."""
 
 
+USUAL = Every()
+
+
 @dataclass(frozen=True)
 class Span:
     """The steps of a stage."""
@@ -129,9 +132,11 @@ class Taken:
     totals: list[float]
     """Losses of the micro-batches."""
     weights: list[float]
+    """And their weights."""
     metrics: list[Metrics]
+    """And what else they say."""
     norm: float
-    """Of all gradients together."""
+    """Of all gradients together, which are over the sum of the weights."""
 
     @property
     def finite(self) -> bool:
@@ -149,7 +154,7 @@ class Trainer:
         *,
         steps: int,
         stages: Sequence[Span] = (),
-        every: Every = Every(),
+        every: Every = USUAL,
         meter: Meter | None = None,
         writers: Sequence[Writer] = (),
     ) -> None:
@@ -303,7 +308,7 @@ def train(
     *,
     steps: int,
     stages: Sequence[Span] = (),
-    every: Every = Every(),
+    every: Every = USUAL,
     workers: int = 1,
     meter: Meter | None = None,
     writers: Sequence[Writer] = (),
