@@ -8,6 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cogvideox.core.pack import Pack, Segment
 from cogvideox.models.specs import SPECS
+from cogvideox.models.transformer import blocks
 from cogvideox.training import budget
 from cogvideox.training.diffusion import matrix_blocks
 from tests.tiny import VARIANTS, tiny_spec
@@ -70,7 +71,8 @@ def test_bytes_by_hand():
     kept = budget.activations(spec, 25_000, recompute=True, shards=8)
     assert kept == 25_000 * 1920 * 2 * (30 + budget.SAVED) + 3 * 2 * block
     need = budget.need(budget.on_meta(spec), None, activations=kept, shards=8)
-    assert (need.weights, need.gradients, need.masters, need.average) == (2 * part, 2 * part, 4 * part, 4 * part)
+    assert need.weights == need.gradients == 2 * part
+    assert need.masters == need.average == 4 * part
     assert need.moments == pytest.approx(8 * part, rel=1e-6)
     assert need.total == pytest.approx(20 * part + kept, rel=1e-6)
     assert 9 * GB < need.total < 10 * GB
@@ -101,9 +103,15 @@ def kept_by(model, whole):
     return sum(storage.nbytes() for storage in storages.values())
 
 
+def fused(q, k, v):
+    """What a fused kernel keeps is not the scores; the meta device would take the plain way."""
+    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)[0]
+
+
 @pytest.mark.parametrize("name", ["2b", "5b", "1.5-5b"])
-def test_blocks_keep_as_much_as_the_budget_says(name):
+def test_blocks_keep_as_much_as_the_budget_says(name, monkeypatch):
     """At real size, on the meta device: the difference of two depths is what a block keeps."""
+    monkeypatch.setattr(blocks, "attention", fused)
     spec = replace(SPECS[name].transformer, layers=1)
     tokens = 25_000
     bytes_of = []

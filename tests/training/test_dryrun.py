@@ -44,14 +44,15 @@ def test_large_recipes_follow_table_5():
     }
     for path in BIG:
         recipe = load_recipe(path)
-        for stage, plan, row in zip(recipe.stages, dryrun.plan(recipe), table.get(path.name, ()), strict=False):
+        stages = zip(recipe.stages, dryrun.plan(recipe), strict=True)
+        for (stage, plan), (clips, *rest) in zip(stages, table.get(path.name, ()), strict=False):
             clip = dryrun._row(recipe, stage)[0].length
-            assert plan.tokens / clip == pytest.approx(row[0], rel=0.05)
-            assert (stage.capacity, stage.steps) == row[1:]
+            assert plan.tokens / clip == pytest.approx(clips, rel=0.05)
+            assert [stage.capacity, stage.steps] == rest
 
 
 def test_mini_by_hand():
-    """Stage 1: 48 close-ups of 64x64 and 8 pictures of 128x128, in tokens of 16x16 pixels, 32 of text each."""
+    """48 close-ups of 64x64 and 8 pictures of 128x128, in tokens of 16x16 pixels, 32 of text each."""
     recipe = load_recipe(next(path for path in RECIPES if path.name == "transformer.yaml"))
     assert dryrun.plan(recipe)[0].tokens == 48 * (16 + 32) + 8 * (64 + 32)
 

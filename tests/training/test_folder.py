@@ -49,7 +49,10 @@ def test_the_commit_of_the_sources_is_told_apart_from_none(monkeypatch, tmp_path
     source.mkdir(parents=True)
     monkeypatch.setattr(folders.cogvideox, "__file__", str(source / "__init__.py"))
     assert commit() is None
-    for words in (("init", "-q"), ("-c", "user.name=a", "-c", "user.email=a@b", "commit", "-q", "--allow-empty", "-m", "x")):
+    for words in (
+        ("init", "-q"),
+        ("-c", "user.name=a", "-c", "user.email=a@b", "commit", "-q", "--allow-empty", "-m", "x"),
+    ):
         subprocess.run(["git", *words], cwd=tmp_path, check=True)
     assert len(commit()) == 40
 
@@ -77,7 +80,7 @@ def test_a_run_may_become_longer_and_log_more(tmp_path):
     home = begun(tmp_path, VAE, "stages.1.steps=9", "every.log=1")
     assert yaml.safe_load((home / "recipe.yaml").read_text())["stages"][1]["steps"] == 9
     with pytest.raises(InputError, match=r"stages.2\.\w+ was None"):
-        begun(tmp_path, VAE | {"stages": [*VAE["stages"], VAE["stages"][0]]})
+        begun(tmp_path, VAE | {"stages": [*VAE["stages"], VAE["stages"][0]]}, "stages.1.steps=9")
 
 
 def test_what_has_not_begun_may_change(tmp_path):

@@ -36,7 +36,7 @@ class Lines(Dataset):
 class Plane:
     """The smallest task: two linear layers, one of them a matrix for Muon."""
 
-    def __init__(self, poison=(), parts=(16,), at=(-1, None), sick=False):
+    def __init__(self, poison=(), parts=(16,), at=((), None), sick=False):
         self.parts = parts
         torch.manual_seed(0)
         self.model = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 1))
@@ -50,7 +50,7 @@ class Plane:
         return Lines(self.parts)
 
     def loss(self, phase, micro, step):
-        if step == self.at[0]:
+        if step in self.at[0]:
             self.at[1]()
         x, y = micro
         total = (self.model(x) - y).square().sum()
@@ -82,7 +82,7 @@ def same(one, other):
     """Whether two states are equal in every bit."""
     if isinstance(one, dict):
         return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
-    if isinstance(one, list):
+    if isinstance(one, (list, tuple)):
         return len(one) == len(other) and all(map(same, one, other))
     return torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
 
@@ -95,7 +95,7 @@ def test_a_run_that_died_goes_on_as_if_nothing_had_happened(tmp_path):
     """Weights, moments, average and log, with Muon and AdamW."""
     whole = run(Plane(), tmp_path / "whole", every=OFTEN)
     with pytest.raises(KeyboardInterrupt):
-        run(Plane(at=(23, die)), tmp_path / "halves", every=OFTEN)
+        run(Plane(at=([23], die)), tmp_path / "halves", every=OFTEN)
     with (tmp_path / "halves" / "metrics.jsonl").open("a") as log:
         log.write('{"step": 30, "loss": 7}\n{"step": 4')  # of steps that no checkpoint knows of
     task = Plane()
@@ -108,10 +108,10 @@ def test_a_run_that_died_goes_on_as_if_nothing_had_happened(tmp_path):
 
 def test_a_death_costs_no_more_than_the_interval_and_checkpoints_are_few(tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        run(Plane(at=(23, die)), tmp_path, every=OFTEN)
+        run(Plane(at=([23], die)), tmp_path, every=OFTEN)
     assert Checkpoints(tmp_path / "checkpoints").steps() == [21, 22, 23]
     with pytest.raises(KeyboardInterrupt):
-        run(Plane(at=(30, die)), tmp_path, every=Every(log=10, evaluate=20, save_seconds=1000, keep=1))
+        run(Plane(at=([30], die)), tmp_path, every=Every(log=10, evaluate=20, save_seconds=1000, keep=1))
     assert Checkpoints(tmp_path / "checkpoints").steps() == [21, 22, 23]
 
 
@@ -139,7 +139,7 @@ def test_what_dies_while_it_is_judged_is_judged_again(tmp_path):
 def test_who_is_asked_to_stop_finishes_the_step_and_saves(tmp_path, number):
     before = signal.getsignal(number)
     with pytest.raises(Stopped, match="after step 8 of 40"):
-        run(Plane(at=(7, lambda: os.kill(os.getpid(), number))), tmp_path)
+        run(Plane(at=([7], lambda: os.kill(os.getpid(), number))), tmp_path)
     assert Checkpoints(tmp_path / "checkpoints").steps() == [8]
     assert signal.getsignal(number) is before
     assert same(run(Plane(), tmp_path).state_dict(), run(Plane(), tmp_path / "whole").state_dict())
@@ -151,7 +151,7 @@ def test_who_is_asked_twice_stops_at_once(tmp_path):
             os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
-        run(Plane(at=(7, impatient)), tmp_path)
+        run(Plane(at=([7], impatient)), tmp_path)
 
 
 def test_the_loss_falls_and_the_log_says_so(tmp_path):
@@ -193,7 +193,7 @@ def test_ten_bad_steps_in_a_row_stop_the_run(tmp_path):
 def test_bad_steps_are_counted_across_a_stop(tmp_path):
     bad = range(3, 20)
     with pytest.raises(KeyboardInterrupt):
-        run(Plane(poison=bad, at=(10, die)), tmp_path, every=OFTEN)
+        run(Plane(poison=bad, at=([10], die)), tmp_path, every=OFTEN)
     with pytest.raises(NonFiniteError, match="step 13"):
         run(Plane(poison=bad), tmp_path, every=OFTEN)
 
@@ -203,7 +203,7 @@ STAGES = (Span("small", 0), Span("large", 25, rate=0.5), Span("best", 30, rate=0
 
 def test_a_stage_begins_with_a_checkpoint_and_an_event(tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        run(Plane(at=(25, die)), tmp_path, stages=STAGES)
+        run(Plane(at=([25], die)), tmp_path, stages=STAGES)
     assert Checkpoints(tmp_path / "checkpoints").load({})[1]["run"]["stage"] == "large"
     run(Plane(), tmp_path, stages=STAGES)
     events = [(line["step"], line["stage"]) for line in lines(tmp_path) if "event" in line]

@@ -58,7 +58,14 @@ def test_the_journal_forgets_what_is_done_again(tmp_path):
     assert journal.last == 4
 
 
-LINE = {"step": 3, "stage": "large", "loss": 0.25, "loss_250": 0.5, "fill": 0.987, "tokens_per_second": 12345.0}
+LINE = {
+    "step": 3,
+    "stage": "large",
+    "loss": 0.25,
+    "loss_250": 0.5,
+    "fill": 0.987,
+    "tokens_per_second": 12345.0,
+}
 
 
 def shown(terminal, width=200):
@@ -93,7 +100,7 @@ def test_time_left_is_at_the_pace_of_this_start(monkeypatch):
     view = View(Console(file=io.StringIO()))
     view.open(None, 100, 300)
     monkeypatch.setattr("cogvideox.training.live.time.monotonic", lambda: view.began + 50)
-    assert view._left(150) == "3 min"  # 150 steps of a second
+    assert view._left(140) == "3 min"  # 160 steps of 1.25 seconds
     assert view._left(100) == "?"
 
 
@@ -102,7 +109,9 @@ def test_weights_and_biases_goes_on_with_its_run(monkeypatch, tmp_path):
 
     def init(**options):
         told.append(options)
-        return SimpleNamespace(id="abc", log=lambda *a, **k: told.append((a, k)), finish=lambda: told.append("end"))
+        return SimpleNamespace(
+            id="abc", log=lambda *a, **k: told.append((a, k)), finish=lambda: told.append("end")
+        )
 
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
     for _ in range(2):

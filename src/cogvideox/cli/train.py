@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 def train(
     recipe: Annotated[Path, typer.Argument(help="YAML file, such as recipes/mini/vae.yaml")],
-    output: Annotated[Path | None, typer.Option(help="folder of the run; a checkpoint in it is resumed")] = None,
+    output: Annotated[Path | None, typer.Option(help="folder of the run; one that was begun goes on")] = None,
     changes: Annotated[
         list[str] | None, typer.Option("--set", help="KEY=VALUE, such as optimizer.lr=1e-4; may be repeated.")
     ] = None,

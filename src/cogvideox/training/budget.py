@@ -20,8 +20,7 @@ from cogvideox.models.transformer.model import Transformer
 META = torch.device("meta")
 HALF, FULL = 2, 4  # bytes of a number in bf16 and in fp32
 SAVED = 24
-"""Tensors (L, D) that a block saves for its backward: counted on meta tensors by tests/training/test_budget.py.
-"""
+"""Tensors (L, D) that a block saves for its backward, as tests/training/test_budget.py counts them."""
 
 
 def forward_flops(spec: TransformerSpec, segments: Iterable[Segment]) -> float:
@@ -48,7 +47,7 @@ def train_flops(spec: TransformerSpec, segments: Iterable[Segment]) -> float:
 
 
 def largest_row(spec: TransformerSpec, capacity: int, frames: int, height: int, width: int) -> list[Segment]:
-    """The dearest row: as many samples of the largest shape as fit, and what is left as a piece of one more."""
+    """The dearest row: as many samples of the largest shape as fit, and a piece of one more."""
     grid = plan_shape(spec.patch, frames, height, width).grid
     whole = Segment(spec.text_length, grid)
     rest = capacity % whole.length - spec.text_length

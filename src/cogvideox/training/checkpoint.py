@@ -29,8 +29,8 @@ class Checkpoints:
             self._path(old).unlink()
 
     def load(self, template: State) -> tuple[int, State] | None:
-        """Step and state of the newest checkpoint, None if there is none. `template`, a state of the same run,
-        may be overwritten.
+        """Step and state of the newest checkpoint, None if there is none. `template`, a state of the same
+        run, may be overwritten.
         """
         for left in self.folder.glob(".*"):  # half of a checkpoint, of a run that was killed
             shutil.rmtree(left, ignore_errors=True)

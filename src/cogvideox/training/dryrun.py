@@ -107,8 +107,8 @@ class Rehearsed:
 
 
 def rehearse(recipe: AnyRecipe, workers: int) -> Rehearsed:
-    """Go through the whole run with one step of its largest stage, one validation and a few clips, in a folder
-    that is removed at the end.
+    """Go through the whole run with one step of its largest stage, one validation and a few clips, in a
+    folder that is removed at the end.
     """
     lines: list[Line] = []
 
@@ -134,6 +134,6 @@ def shortest(recipe: AnyRecipe, latents: Path) -> AnyRecipe:
     if recipe.text is not None:
         changes["text"] = recipe.text.model_copy(update={"steps": 1})
     if isinstance(recipe.data, StorybookData):
-        buckets = [replace(b, clips=1) for b in recipe.data.buckets if b.name in chosen.mix]
+        buckets = tuple(replace(b, clips=1) for b in recipe.data.buckets if b.name in chosen.mix)
         changes["data"] = recipe.data.model_copy(update={"buckets": buckets, "latents": latents})
     return recipe.model_copy(update=changes)

@@ -40,11 +40,12 @@ def begin(folder: Path, recipe: AnyRecipe, command: Sequence[str]) -> None:
 
 
 def _compare(begun: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
-    old, new = dict(_leaves(begun)), dict(_leaves(now))
+    old: dict[str, Any] = dict(_leaves(begun))
+    new: dict[str, Any] = dict(_leaves(now))
     last = f"stages.{len(now['stages']) - 1}.steps"
     for key in dict.fromkeys((*old, *new)):
         before, after = old.get(key), new.get(key)
-        longer = key == last and len(begun["stages"]) == len(now["stages"]) and after >= before
+        longer = key == last and before is not None and after > before
         if before != after and not longer and not key.startswith(("every.", "parallel.")):
             raise InputError(
                 f"{folder} was begun with another recipe: {key} was {before} and is now {after}; "

@@ -10,8 +10,8 @@ from typing import Any, Self
 ASKED = (signal.SIGTERM, signal.SIGINT)
 
 
-class Stopped(Exception):
-    """A run ended before its last step because it was asked to; everything is saved. Exit status 0."""
+class Stopped(BaseException):
+    """A run ended before its last step because it was asked to; all is saved. No error: exit status 0."""
 
     def __init__(self, step: int, steps: int) -> None:
         super().__init__(f"stopped after step {step:,} of {steps:,}, all is saved; the same command goes on")

@@ -35,8 +35,9 @@ class View(Writer):
 
     def open(self, folder: Path, start: int, steps: int) -> None:
         self.start, self.steps, self.began = start, steps, time.monotonic()
-        self.stage, self.shown = "", {}
-        self.live = None
+        self.stage = ""
+        self.shown: dict[str, float] = {}
+        self.live: Live | None = None
         if start:
             self.console.print(f"going on after step {start:,} of {steps:,}")
         if self.console.is_terminal:
@@ -45,7 +46,7 @@ class View(Writer):
 
     def tick(self, step: int, now: Mapping[str, float]) -> None:
         if self.live is not None:
-            self.shown = self.shown | now
+            self.shown = {**self.shown, **now}
             self.live.update(self._table(step))
 
     def write(self, line: Line) -> None:
@@ -76,7 +77,8 @@ class View(Writer):
             self.stage,
         )
         body = Table.grid(padding=(0, 2))
-        names = sorted(self.shown, key=lambda name: (name in RATES, [*RATES].index(name) if name in RATES else 0))
+        names = [name for name in self.shown if name not in RATES]
+        names += [name for name in RATES if name in self.shown]
         cells = [f"[dim]{RATES.get(name, name)}[/] {_short(name, self.shown[name])}" for name in names]
         for first in range(0, len(cells), 4):
             body.add_row(*cells[first : first + 4])

@@ -180,7 +180,12 @@ class Trainer:
 
     def state(self) -> State:
         """All that a run needs to go on."""
-        here = {"step": self.step, "stage": self.stage(self.step).name, "skipped": self.skipped, "bad": self.bad}
+        here = {
+            "step": self.step,
+            "stage": self.stage(self.step).name,
+            "skipped": self.skipped,
+            "bad": self.bad,
+        }
         return {"run": here} | {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()}
 
     def resume(self) -> None:
@@ -316,14 +321,12 @@ def train(
     """Train the phases of `task` for `steps` steps in `folder`, each by its `rates`; continues from the
     folder's newest checkpoint when there is one.
 
-    Writes `checkpoints/`, `metrics.jsonl`, `validation/` and, of steps that were not finite, `bad/`; what else
-    is wanted of the numbers, `writers` do. Raises NonFiniteError when `BAD` steps in a row were not finite, and
+    Writes `checkpoints/`, `metrics.jsonl`, `validation/` and, of steps that were not finite, `bad/`;
+    `writers` are told of all numbers. Raises NonFiniteError when `BAD` steps in a row were not finite, and
     Stopped, with all saved, after SIGTERM or Ctrl-C.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    run = Trainer(
-        task, folder, rates, steps=steps, stages=stages, every=every, meter=meter, writers=writers
-    )
+    run = Trainer(task, folder, rates, steps=steps, stages=stages, every=every, meter=meter, writers=writers)
     with Interrupt() as interrupt:
         run.resume()
         for writer in run.writers:

@@ -38,8 +38,8 @@ class Meter:
             self.sums[name] = [a + b for a, b in zip(self.sums[name], pair, strict=True)]
 
     def read(self) -> dict[str, float]:
-        """Means of all metrics; `tokens` and `samples` of a step and a second, the share of the `capacity` that
-        they `fill`, and what share of the machine's peak the model's operations were (`mfu`).
+        """Means of all metrics; `tokens` and `samples` of a step and a second, the share of the `capacity`
+        that they `fill`, and what share of the machine's peak the model's operations were (`mfu`).
         """
         seconds = max(time.monotonic() - self.began, 1e-9)
         counts = {name: self.sums[name][0] for name in COUNTS if name in self.sums}
@@ -60,7 +60,7 @@ class Writer:
     """Somebody who is told what happens in a run. This one listens to nothing."""
 
     def open(self, folder: Path, start: int, steps: int) -> None:
-        """The run in `folder` goes on after step `start`, up to `steps`; of later steps, forget everything."""
+        """The run in `folder` goes on after step `start`, up to `steps`; forget all later ones."""
 
     def tick(self, step: int, now: Mapping[str, float]) -> None:
         """A step is done; means since the last line."""

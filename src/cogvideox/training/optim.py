@@ -18,8 +18,8 @@ class MasterOptimizer:
     """Steps fp32 masters of `model`'s parameters and copies them back.
 
     `matrix_blocks(name, parameter)` says how many matrices a parameter holds, stacked on its first axis (a
-    fused QKV holds 3); each goes to Muon by itself, and parameters with 0 go to AdamW. Without `matrix_lr` all
-    go to AdamW, and those of one axis (biases, norms) do not decay.
+    fused QKV holds 3); each goes to Muon by itself, and parameters with 0 go to AdamW. Without `matrix_lr`
+    all go to AdamW, and those of one axis (biases, norms) do not decay.
     """
 
     def __init__(
@@ -63,8 +63,8 @@ class MasterOptimizer:
 
     @torch.no_grad()
     def collect(self, weight: float = 1.0) -> float:
-        """Take over the model's gradients, divided by `weight`. Returns their norm: it is finite if and only if
-        all of them are.
+        """Take over the model's gradients, divided by `weight`. Returns their norm: it is finite if and only
+        if all of them are.
         """
         for name, parameter in self.parameters.items():
             assert parameter.grad is not None, f"no gradient for {name}"

@@ -44,13 +44,11 @@ CPU = torch.device("cpu")
 CACHE = 2**31  # bytes of the captions' embeddings kept in memory
 
 
-def run_recipe(
-    recipe: AnyRecipe, folder: Path, *, workers: int = 1, writers: Sequence[Writer] = ()
-) -> Path:
-    """Train what the recipe describes in `folder`; resumes from the folder's checkpoint. `writers` are told of
-    the run's numbers.
+def run_recipe(recipe: AnyRecipe, folder: Path, *, workers: int = 1, writers: Sequence[Writer] = ()) -> Path:
+    """Train what the recipe describes in `folder`; resumes from the folder's checkpoint. `writers` are told
+    of the run's numbers.
 
-    A VAE ends up in `folder/vae`, a whole model in `folder/model`, both as diffusers reads them; returns which.
+    A VAE ends up in `folder/vae`, a whole model in `folder/model`, as diffusers reads them; returns which.
     """
     begin(folder, recipe, sys.argv)
     if isinstance(recipe, VAERecipe):
@@ -112,9 +110,7 @@ def run_diffusion(recipe: DiffusionRecipe, folder: Path, workers: int, writers: 
         meter=Meter(measure(CPU, torch.bfloat16).matmul),
         writers=writers,
     )["model"]
-    save_model(
-        assemble(spec, vae, text, optimizer.ema_weights()), folder / "model", dtype=torch.bfloat16
-    )
+    save_model(assemble(spec, vae, text, optimizer.ema_weights()), folder / "model", dtype=torch.bfloat16)
     return folder / "model"
 
 
@@ -157,7 +153,9 @@ def _fresh(
 ) -> tuple[Transformer, TextEncoder]:
     """An untrained transformer, and a text encoder trained by itself."""
     if recipe.text is None:
-        raise InputError("a new model needs a text encoder: give its sizes as `text`, or a model to `start` from")
+        raise InputError(
+            "a new model needs `text`, the sizes of its text encoder, or a model to `start` from"
+        )
     tokenizer = _tokenizer(recipe.text, data, recipe.seed, folder)
     torch.manual_seed(recipe.seed)  # initial weights, the one thing drawn from torch's generator
     transformer = Transformer(spec.transformer, spec.position_policy)
@@ -237,9 +235,7 @@ def _text_encoder(
     return TextEncoder(tokenizer, model, length)
 
 
-def _tokenizer(
-    sizes: NewText, data: StorybookData, seed: int, folder: Path
-) -> PreTrainedTokenizerBase:
+def _tokenizer(sizes: NewText, data: StorybookData, seed: int, folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer of the run, made from captions of all its buckets the first time."""
     home = folder / "tokenizer"
     if not home.is_dir():

@@ -16,7 +16,7 @@ Metrics = Mapping[str, tuple[float, float]]
 Of those in `COUNTS` the sums themselves are meant. With several phases, one of them counts.
 """
 COUNTS = ("samples", "tokens", "capacity", "flops")
-"""Samples that were trained on, tokens of theirs, tokens that there was room for, and operations of the model,
+"""Samples that were trained on, their tokens, tokens that there was room for, and operations of the model,
 forward and backward.
 """
 
@@ -38,8 +38,8 @@ class Loss:
 class Phase:
     """A module and the loss that trains it, as each of the two of a GAN.
 
-    The gradients of all phases of a step are there before any of them moves, so that a step is made or skipped
-    as a whole.
+    The gradients of all phases of a step are there before any of them moves, so that a step is made or
+    skipped as a whole.
     """
 
     name: str
