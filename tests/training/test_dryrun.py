@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from cogvideox.cli.train import _dry_run
+from cogvideox.core import device
 from cogvideox.core.device import Memory
 from cogvideox.training import dryrun
 from cogvideox.training.recipe import load_recipe
@@ -70,12 +72,24 @@ def test_a_rehearsal_goes_through_the_run_and_leaves_nothing(tmp_path, monkeypat
     assert set(tmp_path.rglob("*")) == before
 
 
-def test_what_does_not_fit_is_planned_and_not_tried(tmp_path, monkeypatch):
-    plans = dryrun.plan(load_recipe(write(tmp_path / "vae.yaml", VAE)))
-    need = plans[0].need.total
-    for free in (need, need - 1):
-        monkeypatch.setattr(dryrun, "memory", lambda device, free=free: Memory(free, free))
-        assert dryrun.fits(plans) == (free == need)
+@pytest.mark.parametrize("missing", [0, 1])
+def test_what_does_not_fit_is_planned_and_not_tried(tmp_path, monkeypatch, capsys, missing):
+    recipe = load_recipe(write(tmp_path / "vae.yaml", VAE))
+    free = dryrun.needed(recipe, 1) - missing
+    monkeypatch.setattr(device, "memory", lambda device: Memory(free, free))
+    monkeypatch.setattr(dryrun, "rehearse", lambda *_: dryrun.Rehearsed("9 frames", 1.0, 2**30))
+    _dry_run(recipe, 0)
+    assert ("not tried" in capsys.readouterr().out) == bool(missing)
+
+
+def test_fewer_processes_than_planned_need_more_each():
+    recipe = load_recipe(next(path for path in BIG if path.name == "2b.yaml"))
+    assert dryrun.needed(recipe, 48) == max(plan.need.total for plan in dryrun.plan(recipe))
+    assert dryrun.needed(recipe, 1) > 20 * 1.69e9
+
+
+def test_work_is_told_in_units():
+    assert [dryrun._work(x) for x in (0, 5e12, 4.946e22)] == ["?", "5 TFLOP", "49.5 ZFLOP"]
 
 
 def test_a_rehearsal_is_of_the_largest_stage_with_few_clips(tmp_path):

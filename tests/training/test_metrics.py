@@ -132,7 +132,6 @@ def test_missing_weights_and_biases_are_one_line(monkeypatch):
 
 
 def test_tensorboard_reads_what_was_written(tmp_path):
-    pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     for start, loss in ((0, 0.25), (2, 0.5)):

@@ -55,16 +55,15 @@ def _dry_run(recipe: AnyRecipe, workers: int) -> None:
     from rich.console import Console
 
     from cogvideox.core.device import memory, pick_device
+    from cogvideox.core.launch import processes
     from cogvideox.generation.plan import gib
-    from cogvideox.training.dryrun import fits, plan, rehearse, table
+    from cogvideox.training.dryrun import needed, rehearse, table
 
     console = Console(highlight=False, soft_wrap=True)
-    stages = plan(recipe)
-    console.print(table(stages))
-    if not fits(stages):
-        most = max(stage.need.total for stage in stages)
-        free = memory(pick_device()).free
-        console.print(f"not tried: each process needs {gib(most)}, {gib(free)} are free here")
+    console.print(table(recipe))
+    need, free = needed(recipe, processes()), memory(pick_device()).free
+    if need > free:
+        console.print(f"not tried: a process here needs {gib(need)}, {gib(free)} are free")
         return
     done = rehearse(recipe, workers)
     console.print(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from cogvideox.core.device import memory, peak_memory, pick_device
+from cogvideox.core.device import peak_memory
 from cogvideox.core.pack import Segment
 from cogvideox.core.shapes import plan_shape
 from cogvideox.generation.plan import gib
@@ -79,20 +79,34 @@ def _row(recipe: DiffusionRecipe, stage: Stage) -> list[Segment]:
     ]
 
 
-def table(stages: list[StagePlan]) -> Table:
+def table(recipe: AnyRecipe) -> Table:
     """The plan for people."""
-    shown = Table("stage", "steps", "tokens/step", "TFLOP/step", "total PFLOP", "memory", box=None)
-    for stage in stages:
-        work = f"{stage.flops / 1e12:,.4g}" if stage.flops else "?"
-        total = f"{stage.flops * stage.steps / 1e15:,.4g}" if stage.flops else "?"
-        cells = f"{stage.steps:,}", f"{stage.tokens:,}", work, total, gib(stage.need.total)
+    unit = "pixels" if isinstance(recipe, VAERecipe) else "tokens"
+    shown = Table("stage", "steps", f"{unit}/step", "work/step", "work", "memory", box=None)
+    for stage in plan(recipe):
+        work = [_work(stage.flops), _work(stage.flops * stage.steps)]
+        cells = f"{stage.steps:,}", f"{stage.tokens:,}", *work, gib(stage.need.total)
         shown.add_row(stage.name, *cells)
     return shown
 
 
-def fits(stages: list[StagePlan]) -> bool:
-    """Whether this machine's free memory holds what each process needs."""
-    return max(stage.need.total for stage in stages) <= memory(pick_device()).free
+def _work(flops: float) -> str:
+    """Operations for people."""
+    for prefix in ("", "k", "M", "G", "T", "P", "E"):
+        if flops < 1000:
+            return f"{flops:.3g} {prefix}FLOP" if flops else "?"
+        flops /= 1000
+    return f"{flops:,.3g} ZFLOP"
+
+
+def needed(recipe: AnyRecipe, processes: int) -> int:
+    """Bytes that each of so many processes needs, which may be fewer than the recipe is made for."""
+    if isinstance(recipe, DiffusionRecipe):
+        shards = min(recipe.parallel.shards, processes)
+        stages = [s.model_copy(update={"sequence": min(s.sequence, processes)}) for s in recipe.stages]
+        layout = recipe.parallel.model_copy(update={"shards": shards})
+        recipe = recipe.model_copy(update={"parallel": layout, "stages": stages})
+    return max(stage.need.total for stage in plan(recipe))
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from difflib import SequenceMatcher
 from itertools import accumulate
 from pathlib import Path
@@ -68,7 +68,8 @@ class VAERecipe(Strict):
     def spans(self) -> list[Span]:
         """The stages, as the loop knows them."""
         ends = accumulate((stage.steps for stage in self.stages), initial=0)
-        return [Span(f"{stage.frames} frames", at) for stage, at in zip(self.stages, ends, strict=False)]
+        names = ("images" if stage.frames == 1 else f"{stage.frames} frames" for stage in self.stages)
+        return [Span(name, at) for name, at in zip(names, ends, strict=False)]
 
 
 class NewText(TextSpec):
@@ -298,10 +299,10 @@ def _told(error: ValidationError, data: Any) -> str:
     for part in where[:-1]:
         node = node[part]
     key = str(where[-1])
-    kinds = [[*kind.model_fields] for kind in _KINDS]
+    kinds: list[list[str]] = [[*kind.model_fields] for kind in _KINDS]
     kinds += [[field.name for field in dataclasses.fields(kind)] for kind in _PLAIN]
 
-    def likely(names: list[str]) -> tuple[int, float]:
+    def likely(names: Iterable[str]) -> tuple[int, float]:
         """A section is of the kind that knows its other keys, else this one."""
         return len({*names} & {*node}), max(SequenceMatcher(None, key, name).ratio() for name in names)
 
