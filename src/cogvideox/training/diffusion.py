@@ -7,7 +7,6 @@ their weights. Shape legend: C channels, T H W latent grid, L tokens, D text wid
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -163,7 +162,7 @@ class DiffusionTask:
     @torch.no_grad()
     def evaluate(self, weights: Mapping[str, dict[str, Tensor]], folder: Path, step: int) -> dict[str, float]:
         """Losses of the held-out samples at fixed timesteps, `val_T`, and their mean; then the judge."""
-        model = copy.deepcopy(self.model)
+        model = Transformer(self.model.spec, self.spec.position_policy).to(self.model.patch_embed.weight)
         model.load_state_dict(weights["model"])
         found = {}
         for timestep in VALIDATED if self._batches.held else ():
