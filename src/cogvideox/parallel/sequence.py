@@ -125,6 +125,17 @@ def share_attention(transformer: Transformer) -> None:
         block.attention = SharedAttention.of(attention)
 
 
+def share_tokens(transformer: Transformer, mesh: Mesh) -> None:
+    """Let the processes of a mesh without branches run a transformer together: whole packs in, whole outputs
+    out. Changes it in place; raises InputError as `share_attention` does.
+
+    In training each process takes the same loss over their number: gradients, summed over them, are right.
+    """
+    share_attention(transformer)
+    transformer.register_forward_pre_hook(lambda module, inputs: (share(inputs[0], mesh),))
+    transformer.register_forward_hook(lambda module, inputs, output: gather_video(output, inputs[0]))
+
+
 class SharedAttention(FullAttention):
     """Attention over the tokens of all processes of a branch; of whole packs, that of `FullAttention`."""
 
