@@ -18,15 +18,19 @@ from pydantic import (
 )
 
 from cogvideox.core.errors import InputError, nearest
+from cogvideox.models.discriminator import DiscriminatorSpec
 from cogvideox.models.specs import ModelSpec, TransformerSpec, VAESpec
 from cogvideox.training.diffusion import DiffusionStage
 from cogvideox.training.latents import Bucket
 from cogvideox.training.loop import Rates
 from cogvideox.training.text import TextSpec
-from cogvideox.training.vae import VAEStage
+from cogvideox.training.vae import Adversarial, VAELoss, VAEStage
 
 _STRICT = ConfigDict(extra="forbid", frozen=True)
-for _kind in (VAESpec, VAEStage, TransformerSpec, ModelSpec, DiffusionStage, Bucket, Rates):
+for _kind in (
+    *(VAESpec, VAEStage, VAELoss, Adversarial, DiscriminatorSpec),
+    *(TransformerSpec, ModelSpec, DiffusionStage, Bucket, Rates),
+):
     with_config(_STRICT)(_kind)
 
 
@@ -36,13 +40,6 @@ class Strict(BaseModel):
     model_config = _STRICT
 
 
-class VAELoss(Strict):
-    """Weights of the VAE's loss terms beside L1."""
-
-    kl_weight: float
-    gradient_weight: float
-
-
 class VAERecipe(Strict):
     """Training of a VAE."""
 
@@ -50,8 +47,12 @@ class VAERecipe(Strict):
     seed: int
     vae: VAESpec
     loss: VAELoss
+    adversarial: Adversarial | None = None
+    """The discriminator, which joins after some steps; none without."""
     stages: tuple[VAEStage, ...]
     optimizer: Rates
+    discriminator: Rates = Rates(matrix_lr=0.0, lr=2e-4)
+    """How the discriminator is updated: by AdamW alone."""
 
 
 class DiffusionRecipe(Strict):

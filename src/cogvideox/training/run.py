@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from cogvideox.checkpoints.configs import read_json, read_vae, write_vae
+from cogvideox.checkpoints.configs import OWN_FILE, read_json, read_record, read_vae, write_vae
 from cogvideox.checkpoints.folder import Model, load_model, read_tokenizer, save_model, write_json
 from cogvideox.checkpoints.hub import resolve
 from cogvideox.checkpoints.keymaps import diffusers_vae, iter_theirs
@@ -31,6 +31,7 @@ from cogvideox.training.diffusion import DiffusionBatches, DiffusionTask
 from cogvideox.training.judge import contact_sheet
 from cogvideox.training.latents import CAPTIONS, LatentStore, encode_bucket
 from cogvideox.training.loop import Rates, train
+from cogvideox.training.perceptual import find_perceptual
 from cogvideox.training.recipe import DiffusionRecipe, VAERecipe, load_recipe
 from cogvideox.training.text import TextTask, make_tokenizer, new_t5, tokenize
 from cogvideox.training.vae import VAETask
@@ -54,16 +55,31 @@ def run_recipe(path: Path, folder: Path, workers: int) -> None:
 
 def run_vae(recipe: VAERecipe, folder: Path, workers: int) -> None:
     """Train a VAE and write it with the scale that gives its latents unit variance."""
-    task = VAETask(recipe.vae, recipe.stages, seed=recipe.seed, **recipe.loss.model_dump())
+    perceptual = find_perceptual(recipe.loss.perceptual)
+    print(f"perceptual loss: {perceptual.name}", flush=True)
+    if not same_source(folder / "perceptual.txt", perceptual.name):
+        raise InputError(
+            f"{folder} was begun with another perceptual loss than {perceptual.name}; see its log"
+        )
+    task = VAETask(
+        recipe.vae,
+        recipe.stages,
+        recipe.loss,
+        perceptual,
+        seed=recipe.seed,
+        adversarial=recipe.adversarial,
+    )
     steps = sum(stage.steps for stage in recipe.stages)
-    optimizer = train(task, folder, {"model": recipe.optimizer}, steps=steps, workers=workers)["model"]
-    scale = round(1.0 / task.latent_std(optimizer.ema_weights()), 4)
+    rates = {"vae": recipe.optimizer, "discriminator": recipe.discriminator}
+    weights = train(task, folder, rates, steps=steps, workers=workers)["vae"].ema_weights()
+    scale = round(1.0 / task.latent_std(weights), 4)
     vae = VAE(replace(recipe.vae, scale=scale, condition_scale=scale))
-    vae.load_state_dict(optimizer.ema_weights())
+    vae.load_state_dict(weights)
     with atomic_path(folder / "vae") as partial:
         tensors = iter_theirs(diffusers_vae(vae.spec), vae.state_dict(), "vae")
         write_weights(tensors, partial, DIFFUSERS_STEM, dtype=torch.bfloat16)
         write_json(partial / "config.json", write_vae(vae.spec, 128, 128))
+        write_json(partial / OWN_FILE, {"record": {"perceptual": perceptual.name}})
 
 
 def run_diffusion(recipe: DiffusionRecipe, folder: Path, workers: int) -> None:
@@ -81,8 +97,10 @@ def run_diffusion(recipe: DiffusionRecipe, folder: Path, workers: int) -> None:
     size = 2 * spec.transformer.text_length * spec.transformer.text_dim
     text.cache = EmbeddingCache(CACHE // size)
 
+    record = {"vae": read_record(recipe.vae)}
+
     def finished(weights: dict[str, Tensor]) -> Model:
-        return assemble(spec, vae, text, weights)
+        return replace(assemble(spec, vae, text, weights), record=record)
 
     def judge(weights: dict[str, Tensor], where: Path, step: int) -> None:
         pipe = Pipeline(finished(weights), Place(CPU, torch.bfloat16))
