@@ -9,7 +9,7 @@ Shape legend: B clips, C channels, T frames or latents, H W height and width.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +100,8 @@ class Micro:
     """uint8."""
     first: int
     """Number of the first of them among all clips of the step: what they are called in keys."""
+    names: tuple[str, ...] = ()
+    """What each of them shows, for records."""
 
 
 class VAEBatches(Dataset[Any]):
@@ -124,7 +126,7 @@ class VAEBatches(Dataset[Any]):
             self.world = World(seed=self.seed, split=self.split)
         stage, draw = self.stage(step), rng.generator(self.seed, "vae-batch", step)
         side = int(draw.choice(stage.sizes))
-        clips = []
+        clips, names = [], []
         for index in draw.integers(2**31, size=stage.batch):
             fps = int(draw.choice(stage.fps)) if len(stage.fps) > 1 else stage.fps[0]
             # Long enough for the latest start, so that the action never ends before the clip.
@@ -134,9 +136,10 @@ class VAEBatches(Dataset[Any]):
             for places in draw.integers(side - stage.crop + 1, size=(stage.crops, stage.candidates, 2)):
                 cut = [video[:, y : y + stage.crop, x : x + stage.crop] for y, x in places]
                 clips.append(torch.from_numpy(max(cut, key=motion)))
+                names.append(f"clip {index} at {start:.3f} s")
         parts, first = [], 0
         for part in torch.stack(clips).tensor_split(stage.micro):
-            parts.append(Micro(part, first))
+            parts.append(Micro(part, first, tuple(names[first : first + len(part)])))
             first += len(part)
         return parts
 
@@ -177,7 +180,7 @@ def balanced(
 
 
 class VAETask:
-    """Phases `vae` and, where asked for, `discriminator`, which judges what the other has just learned."""
+    """Phases `vae` and, where asked for, `discriminator`, which judges what the other makes."""
 
     def __init__(
         self,
@@ -213,10 +216,13 @@ class VAETask:
 
     @property
     def phases(self) -> tuple[Phase, ...]:
-        vae = Phase("vae", self.vae, matrix_blocks=_matrix_blocks)
+        vae = Phase("vae", self.vae, matrix_blocks=matrix_blocks)
         if self.discriminator is None or self.adversarial is None:
             return (vae,)
         return vae, Phase("discriminator", self.discriminator, begins=self.adversarial.begins)
+
+    def ids(self, micro: Micro) -> list[str]:
+        return list(micro.names)
 
     def loss(self, phase: str, micro: Micro, step: int) -> Loss:
         frames = micro.video_BTHWC.shape[1]
@@ -258,7 +264,8 @@ class VAETask:
             means = {"adversarial": against / here, "balance": torch.tensor(balance)}
         means |= {"l1": l1 / here, "perceptual": looks / here, "kl": kl / here}
         means |= {"psnr": -10 * (error.square().mean() / 4).log10(), "std": posterior.mean.float().std()}
-        return _loss(loss + self.weights.kl_weight * kl, len(video), here, means)
+        found = _loss(loss + self.weights.kl_weight * kl, len(video), here, means)
+        return replace(found, metrics={**found.metrics, "samples": (found.weight, 1.0)})
 
     def _looks(self, clip: Clip, made: Tensor, video: Tensor, micro: Micro, step: int) -> Tensor:
         """Perceptual distance of drawn frames: the sum of those that are here over the number of all."""
@@ -307,6 +314,6 @@ def _prepare(model: nn.Module, dtype: torch.dtype) -> None:
             module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
 
 
-def _matrix_blocks(name: str, parameter: Tensor) -> int:
+def matrix_blocks(name: str, parameter: Tensor) -> int:
     ends = ("encoder.conv_in", "encoder.conv_out", "decoder.conv_in", "decoder.conv_out")
     return int(parameter.ndim >= 4 and not name.startswith(ends))
