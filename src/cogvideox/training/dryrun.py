@@ -134,8 +134,9 @@ def shortest(recipe: AnyRecipe, scratch: Path) -> AnyRecipe:
     plans, every = plan(recipe), Every(log=1, evaluate=1)
     largest = max(range(len(plans)), key=lambda i: plans[i].tokens)
     if isinstance(recipe, VAERecipe):
-        stage = replace(recipe.stages[largest], steps=1)
-        return recipe.model_copy(update={"stages": (stage,), "every": every})
+        stage, judge = replace(recipe.stages[largest], steps=1), recipe.adversarial
+        at_once = judge and replace(judge, begins=-1)  # in the VAE's loss from the first step on
+        return recipe.model_copy(update={"stages": (stage,), "every": every, "adversarial": at_once})
     chosen = recipe.stages[largest].model_copy(update={"steps": 1})
     changes = {"stages": (chosen,), "every": every}
     if recipe.text is not None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from cogvideox.checkpoints.configs import read_json, read_vae, write_vae
+from cogvideox.checkpoints.configs import OWN_FILE, read_json, read_record, read_vae, write_vae
 from cogvideox.checkpoints.folder import Model, load_model, load_text, read_tokenizer, save_model, write_json
 from cogvideox.checkpoints.hub import resolve
 from cogvideox.checkpoints.keymaps import diffusers_vae, iter_theirs
@@ -40,6 +40,7 @@ from cogvideox.training.live import View
 from cogvideox.training.loop import Rates, train
 from cogvideox.training.metrics import Meter, Writer
 from cogvideox.training.packs import PackedBatches
+from cogvideox.training.perceptual import find_perceptual
 from cogvideox.training.recipe import AnyRecipe, DiffusionRecipe, NewText, StorybookData, VAERecipe
 from cogvideox.training.stores import encode_storybook, live
 from cogvideox.training.text import TextTask, make_tokenizer, new_t5, tokenize
@@ -64,24 +65,38 @@ def run_recipe(recipe: AnyRecipe, folder: Path, *, workers: int = 1, writers: Se
 
 def run_vae(recipe: VAERecipe, folder: Path, workers: int, writers: Sequence[Writer]) -> Path:
     """Train a VAE and write it with the scale that gives its latents unit variance."""
-    task = VAETask(recipe.vae, recipe.stages, seed=recipe.seed, **recipe.loss.model_dump())
-    optimizer = train(
+    perceptual = find_perceptual(recipe.loss.perceptual)
+    print(f"perceptual loss: {perceptual.name}", flush=True)
+    if not same_source(folder / "perceptual.txt", perceptual.name):
+        raise InputError(
+            f"{folder} was begun with another perceptual loss than {perceptual.name}; take a new --output"
+        )
+    task = VAETask(
+        recipe.vae,
+        recipe.stages,
+        recipe.loss,
+        perceptual,
+        seed=recipe.seed,
+        adversarial=recipe.adversarial,
+    )
+    weights = train(
         task,
         folder,
-        {"model": recipe.optimizer},
+        {"vae": recipe.optimizer, "discriminator": recipe.discriminator},
         steps=sum(stage.steps for stage in recipe.stages),
         stages=recipe.spans,
         every=recipe.every,
         workers=workers,
         writers=writers,
-    )["model"]
-    scale = round(1.0 / task.latent_std(optimizer.ema_weights()), 4)
+    )["vae"].ema_weights()
+    scale = round(1.0 / task.latent_std(weights), 4)
     vae = VAE(replace(recipe.vae, scale=scale, condition_scale=scale))
-    vae.load_state_dict(optimizer.ema_weights())
+    vae.load_state_dict(weights)
     with atomic_path(folder / "vae") as partial:
         tensors = iter_theirs(diffusers_vae(vae.spec), vae.state_dict(), "vae")
         write_weights(tensors, partial, DIFFUSERS_STEM, dtype=torch.bfloat16)
         write_json(partial / "config.json", write_vae(vae.spec, 128, 128))
+        write_json(partial / OWN_FILE, {"record": {"perceptual": perceptual.name}})
     return folder / "vae"
 
 
@@ -102,7 +117,8 @@ def run_diffusion(recipe: DiffusionRecipe, folder: Path, workers: int, writers: 
         writers=writers,
     )["model"]
     model = assemble(parts.spec, parts.vae, parts.text, optimizer.ema_weights())
-    save_model(model, folder / "model", dtype=torch.bfloat16)
+    record = {"vae": read_record(parts.vae_home)}
+    save_model(replace(model, record=record), folder / "model", dtype=torch.bfloat16)
     return folder / "model"
 
 
