@@ -18,15 +18,17 @@ from pydantic import (
 )
 
 from cogvideox.core.errors import InputError, nearest
+from cogvideox.models.judge import JudgeSpec
 from cogvideox.models.specs import ModelSpec, TransformerSpec, VAESpec
 from cogvideox.training.diffusion import DiffusionStage
+from cogvideox.training.judge import JudgeStage
 from cogvideox.training.latents import Bucket
 from cogvideox.training.loop import Rates
 from cogvideox.training.text import TextSpec
 from cogvideox.training.vae import VAEStage
 
 _STRICT = ConfigDict(extra="forbid", frozen=True)
-for _kind in (VAESpec, VAEStage, TransformerSpec, ModelSpec, DiffusionStage, Bucket, Rates):
+for _kind in (VAESpec, VAEStage, TransformerSpec, ModelSpec, DiffusionStage, Bucket, JudgeStage, Rates):
     with_config(_STRICT)(_kind)
 
 
@@ -93,14 +95,24 @@ class DiffusionRecipe(Strict):
         return self
 
 
-Recipe = Annotated[VAERecipe | DiffusionRecipe, Field(discriminator="task")]
+class JudgeRecipe(Strict):
+    """Training of the judge of Storybook videos."""
+
+    task: Literal["judge"]
+    seed: int
+    stages: tuple[JudgeStage, ...]
+    optimizer: Rates
 
 
-def load_recipe(path: str | Path) -> VAERecipe | DiffusionRecipe:
+AnyRecipe = VAERecipe | DiffusionRecipe | JudgeRecipe
+Recipe = Annotated[AnyRecipe, Field(discriminator="task")]
+
+
+def load_recipe(path: str | Path) -> AnyRecipe:
     """Read and check a recipe. Raises InputError naming the file, the key and what is wrong with it."""
     try:
         data: Any = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        return TypeAdapter[VAERecipe | DiffusionRecipe](Recipe).validate_python(data)
+        return TypeAdapter[AnyRecipe](Recipe).validate_python(data)
     except OSError as error:
         raise InputError(f"cannot read recipe {path}: {error.strerror}") from None
     except yaml.YAMLError as error:

@@ -28,10 +28,11 @@ from cogvideox.models.text import EmbeddingCache, TextEncoder, fingerprint
 from cogvideox.models.transformer.model import Transformer
 from cogvideox.models.vae.autoencoder import VAE
 from cogvideox.training.diffusion import DiffusionBatches, DiffusionTask
-from cogvideox.training.judge import contact_sheet
+from cogvideox.training.judge import JudgeTask, judge_spec, write_judge
 from cogvideox.training.latents import CAPTIONS, LatentStore, encode_bucket
 from cogvideox.training.loop import Rates, train
-from cogvideox.training.recipe import DiffusionRecipe, VAERecipe, load_recipe
+from cogvideox.training.recipe import DiffusionRecipe, JudgeRecipe, VAERecipe, load_recipe
+from cogvideox.training.sheet import contact_sheet
 from cogvideox.training.text import TextTask, make_tokenizer, new_t5, tokenize
 from cogvideox.training.vae import VAETask
 
@@ -42,12 +43,15 @@ CACHE = 2**31  # bytes of the captions' embeddings kept in memory
 def run_recipe(path: Path, folder: Path, workers: int) -> None:
     """Train what the recipe at `path` describes in `folder`; resumes from the folder's checkpoint.
 
-    A VAE ends up in `folder/vae`, a whole model in `folder/model`, both as diffusers reads them.
+    A VAE ends up in `folder/vae`, a whole model in `folder/model`, both as diffusers reads them; a judge in
+    `folder/judge`.
     """
     recipe = load_recipe(path)
     folder.mkdir(parents=True, exist_ok=True)
     if isinstance(recipe, VAERecipe):
         run_vae(recipe, folder, workers)
+    elif isinstance(recipe, JudgeRecipe):
+        run_judge(recipe, folder, workers)
     else:
         run_diffusion(recipe, folder, workers)
 
@@ -64,6 +68,15 @@ def run_vae(recipe: VAERecipe, folder: Path, workers: int) -> None:
         tensors = iter_theirs(diffusers_vae(vae.spec), vae.state_dict(), "vae")
         write_weights(tensors, partial, DIFFUSERS_STEM, dtype=torch.bfloat16)
         write_json(partial / "config.json", write_vae(vae.spec, 128, 128))
+
+
+def run_judge(recipe: JudgeRecipe, folder: Path, workers: int) -> None:
+    """Train a judge and write it with the share of its right answers about real renders."""
+    task = JudgeTask(judge_spec(), recipe.stages, seed=recipe.seed)
+    steps = sum(stage.steps for stage in recipe.stages)
+    optimizer = train(task, folder, {"model": recipe.optimizer}, steps=steps, workers=workers)["model"]
+    task.model.load_state_dict(optimizer.ema_weights())
+    write_judge(task.model.eval(), folder / "judge", recipe.seed)
 
 
 def run_diffusion(recipe: DiffusionRecipe, folder: Path, workers: int) -> None:
