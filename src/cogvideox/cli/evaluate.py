@@ -20,11 +20,11 @@ def evaluate() -> None:
 
 @app.command()
 def storybook(
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of videos and report; goes on in it.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of videos and report; resumes.")],
     model: Model = "mini",
     seeds: Annotated[int, typer.Option(help="Videos of each prompt.")] = 5,
-    sets: Annotated[list[str] | None, typer.Option("--set", help="A set of prompts; all if not given.")] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Four prompts a set, one seed, no long clips.")] = False,
+    sets: Annotated[list[str] | None, typer.Option("--set", help="A set of prompts; default: all.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="4 prompts a set, 1 seed, no long clips.")] = False,
 ) -> None:
     """Score what a model makes of fixed prompts of Storybook, beside true renders and floors."""
     from cogvideox.data.video import check_place

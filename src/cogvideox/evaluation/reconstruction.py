@@ -27,7 +27,9 @@ def reconstruct(vae: VAE, clips: int, frames: int, height: int, width: int) -> d
     """
     check_picture(frames, 8, height, width, 0)
     if frames % 4 != 1 or height % 8 or width % 8:
-        raise InputError(f"the VAE takes 4k+1 frames of sides that divide by 8, not {frames}x{height}x{width}")
+        raise InputError(
+            f"the VAE takes 4k+1 frames and sides that divide by 8, not {frames}x{height}x{width}"
+        )
     world, dtype = World(seed=SEED, split="heldout"), next(vae.parameters()).dtype
     found = []
     for index in range(clips):

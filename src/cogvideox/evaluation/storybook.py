@@ -115,7 +115,9 @@ def _video(pipe: Pipeline, case: Case, seed: int, folder: Path) -> Frames:
     return read_video(path).frames
 
 
-def judged(read: Callable[[Frames], Reader], asked: Sequence[Case], videos: Sequence[Sequence[Frames]]) -> HITS:
+def judged(
+    read: Callable[[Frames], Reader], asked: Sequence[Case], videos: Sequence[Sequence[Frames]]
+) -> HITS:
     """Scores of each row: those of `videos`, by prompt and seed, and of the references."""
     scores = SETS[asked[0].of].scores
     hits: HITS = {name: {s: [[] for _ in asked] for s in scores} for name in ROWS}
@@ -140,7 +142,9 @@ def shuffled(asked: Sequence[Case]) -> list[Case]:
     return [asked[following[index]] for index in range(len(asked))]
 
 
-def _sheet(asked: Sequence[Case], videos: Sequence[Frames], hits: dict[str, list[list[bool]]], to: Path) -> None:
+def _sheet(
+    asked: Sequence[Case], videos: Sequence[Frames], hits: dict[str, list[list[bool]]], to: Path
+) -> None:
     """The first video of each prompt, and what is right about it."""
     rows = []
     for case, frames in zip(asked, videos, strict=True):
@@ -152,7 +156,7 @@ def _sheet(asked: Sequence[Case], videos: Sequence[Frames], hits: dict[str, list
 def markdown(report: dict[str, Any]) -> str:
     """The report as tables, one a set."""
     model, judge = report["model"], report["judge"]
-    right = ", ".join(f"{name} {judge[name]:.3f}" for name in judge if 0 <= judge[name] <= 1 and name != "seed")
+    right = ", ".join(f"{name} {share:.3f}" for name, share in judge.items())
     lines = [
         f"# {model['name']} on Storybook",
         "",

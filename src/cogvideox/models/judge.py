@@ -48,12 +48,14 @@ class JudgeSpec:
     @property
     def whole(self) -> dict[str, int]:
         """Questions about the whole clip and their classes."""
-        return {name: n for name, n in self.answers.items() if name not in ("character", "motion", "relation")}
+        return {
+            name: n for name, n in self.answers.items() if name not in ("character", "motion", "relation")
+        }
 
     def fit(self, height: int, width: int) -> tuple[int, int]:
         """The size to which pictures are brought: the short side is `side`, the long one divides by 16."""
         unit = self.side / min(height, width)
-        return 16 * round(height * unit / 16), 16 * round(width * unit / 16)
+        return 16 * int(height * unit / 16 + 0.5), 16 * int(width * unit / 16 + 0.5)
 
 
 def fit(video_THWC: NDArray[np.uint8], spec: JudgeSpec) -> Tensor:
@@ -103,7 +105,7 @@ class OverTime(nn.Module):
     def __init__(self, inner: int, width: int, outer: int, layers: int = 2, heads: int = 4) -> None:
         super().__init__()
         self.enter = nn.Linear(inner, width)
-        self.near = nn.Conv1d(width, width, 5, padding=2)
+        self.near = nn.Conv1d(width, width, 3, padding=1)
         self.layers = nn.ModuleList(
             nn.TransformerEncoderLayer(
                 width, heads, 2 * width, dropout=0.0, batch_first=True, norm_first=True
@@ -187,6 +189,8 @@ class JudgeNet(nn.Module):
         self.norm = nn.GroupNorm(8, spec.width)
         self.parts = nn.Conv2d(c8, 16, 1)
         self.name = nn.Conv2d(spec.width, spec.answers["character"] + 1, 1)
+        with torch.no_grad():
+            self.name.bias[-1] = 5.0  # type: ignore[index]  # at first nobody is seen anywhere
         self.box = nn.Conv2d(spec.width, 4, 1)
         self.presence = nn.Parameter(torch.tensor([1.5, 1.0]))  # slope and offset of the log area
         frame = c16 + 16 * GRID**2 + 1
@@ -196,6 +200,13 @@ class JudgeNet(nn.Module):
             spec.time_width,
             spec.answers["motion"] + spec.answers["relation"],
         )
+
+    def to_bf16(self) -> JudgeNet:
+        """The weights in the precision and layout that a CPU is fastest with."""
+        for parameter in self.parameters():
+            layout = torch.channels_last if parameter.ndim == 4 else torch.contiguous_format
+            parameter.data = parameter.data.to(torch.bfloat16, memory_format=layout)
+        return self
 
     def forward(self, video_BTCHW: Tensor) -> Look:
         """Look at clips in [-1, 1] of a size of `spec.fit`."""

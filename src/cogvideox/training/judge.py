@@ -236,7 +236,7 @@ class JudgeTask:
     def __init__(self, spec: JudgeSpec, stages: tuple[JudgeStage, ...], *, seed: int) -> None:
         torch.manual_seed(seed)
         self.spec, self.seed = spec, seed
-        self.model = JudgeNet(spec).to(torch.bfloat16, memory_format=torch.channels_last)
+        self.model = JudgeNet(spec).to_bf16()
         self._batches = JudgeBatches(stages, spec, seed)
 
     def batches(self) -> JudgeBatches:
@@ -254,7 +254,7 @@ class JudgeTask:
 
     def evaluate(self, weights: Mapping[str, dict[str, Tensor]], folder: Path, step: int) -> dict[str, float]:
         """Shares of right answers about held-out clips of 17 frames of 128x128, as they are and worn."""
-        net = JudgeNet(self.spec).to(torch.bfloat16, memory_format=torch.channels_last).eval()
+        net = JudgeNet(self.spec).to_bf16().eval()
         net.load_state_dict(weights["model"])
         clean, rough = ceiling(net, seed=self.seed), ceiling(net, seed=self.seed, wear=True)
         return {f"eval_{n}": v for n, v in clean.items()} | {f"worn_{n}": v for n, v in rough.items()}
@@ -285,8 +285,9 @@ def write_judge(net: JudgeNet, folder: Path, seed: int, clips: int = 1000) -> No
     """The judge as `evaluation.judge` reads it, with its ceiling: how right it is about real renders."""
     with atomic_path(folder) as partial:
         write_weights(net.state_dict().items(), partial, "model", dtype=torch.bfloat16)
-        found = {"clips": clips, "seed": seed, **ceiling(net, seed=seed, clips=clips)}
-        write_json(partial / "config.json", {"world": VERSION, "spec": asdict(net.spec), "ceiling": found})
+        found = ceiling(net, seed=seed, clips=clips)
+        config = {"world": VERSION, "spec": asdict(net.spec), "seed": seed, "clips": clips, "ceiling": found}
+        write_json(partial / "config.json", config)
 
 
 def _matrix_blocks(name: str, parameter: Tensor) -> int:

@@ -18,7 +18,6 @@ from pydantic import (
 )
 
 from cogvideox.core.errors import InputError, nearest
-from cogvideox.models.judge import JudgeSpec
 from cogvideox.models.specs import ModelSpec, TransformerSpec, VAESpec
 from cogvideox.training.diffusion import DiffusionStage
 from cogvideox.training.judge import JudgeStage

@@ -90,7 +90,9 @@ def _questions(clip: Clip, frames: int, fps: float) -> Iterator[Question]:
     people = [actor.character for actor in clip.actors]
     if frames < SHORTEST or any(actor.becomes for actor in clip.actors):
         return
-    for actor in {actor.character: actor for actor in reversed(clip.actors)}.values():
+    for k, actor in enumerate(clip.actors):
+        if actor.character in people[:k]:
+            continue  # those of a kind do the same
         other = next((name for name in people if name != actor.character), None)
         for move in actor.moves:
             first, last = round(move.start * fps), min(frames, round(move.end * fps) + 1)

@@ -50,10 +50,10 @@ class Judge:
         for name in KEY_ANSWERS:
             if not ceiling[name] >= NEEDED:
                 raise InputError(
-                    f"the judge in {folder} is right about only {ceiling[name]:.3f} of {name} in real renders, "
-                    f"{NEEDED} are needed: train it longer (recipes/mini/judge.yaml)"
+                    f"the judge in {folder} is right about only {ceiling[name]:.3f} of {name} in true "
+                    f"renders, {NEEDED} are needed: train it longer (recipes/mini/judge.yaml)"
                 )
-        return cls(net.to(torch.bfloat16, memory_format=torch.channels_last).eval(), ceiling)
+        return cls(net.to_bf16().eval(), ceiling)
 
     @torch.no_grad()
     def read(self, video_THWC: Frames) -> Reading:

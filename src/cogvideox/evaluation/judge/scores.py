@@ -18,7 +18,8 @@ PARTS = 3
 class Reader(Protocol):
     """What `reading.Reading` answers."""
 
-    frames: int
+    @property
+    def frames(self) -> int: ...
 
     def characters(self, first: int = 0, last: int | None = None) -> frozenset[str]: ...
 
