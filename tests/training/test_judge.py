@@ -16,6 +16,7 @@ from cogvideox.training.judge import (
     Answers,
     JudgeBatches,
     JudgeStage,
+    JudgeTask,
     answer,
     judge_spec,
     losses,
@@ -24,6 +25,7 @@ from cogvideox.training.judge import (
     worn,
     write_judge,
 )
+from cogvideox.training.loop import Rates, train
 
 SPEC = JudgeSpec(
     answers=judge_spec().answers, side=32, channels=(8, 8, 16, 16), blocks=1, width=16, time_width=16
@@ -121,3 +123,17 @@ def test_a_judge_that_is_not_good_enough_judges_nothing(tmp_path):
     path.write_text(json.dumps(config | {"world": "0"}))
     with pytest.raises(CheckpointError, match="another version"):
         Judge.load(tmp_path / "judge")
+
+
+def test_a_judge_learns_in_the_loop(tmp_path, shown):
+    def error(weights):
+        net = JudgeNet(SPEC)
+        net.load_state_dict(weights)
+        with torch.no_grad():
+            return float(sum(losses(answer(net, shown), shown).values()))
+
+    task = JudgeTask(SPEC, (JudgeStage(steps=12, frames={5: 1}, budget=30),), seed=0, tests=8)
+    before = error({name: p.detach().float() for name, p in task.model.named_parameters()})
+    rates = {"model": Rates(matrix_lr=0.02, lr=2e-3, warmup=1, decay_from=1.0, ema=0.5)}
+    weights = train(task, tmp_path, rates, steps=12, evaluate_every=100, workers=0)["model"].ema_weights()
+    assert error(weights) < 0.85 * before
