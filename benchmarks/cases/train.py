@@ -59,7 +59,7 @@ def step(mix: tuple[tuple[int, int, int, int], ...]) -> Build:
             with torch.enable_grad():
                 loss = task.loss("model", items, 0)
                 loss.total.backward()
-            optimizer.step(1e-6, 0, loss.weight)
+            optimizer.update(1e-6, 0, optimizer.collect(loss.weight))
 
         tokens = task.loss("model", items, 0).metrics["tokens"][0]
         return Side(run, (model,), amount=(tokens, "tokens"))

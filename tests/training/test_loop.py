@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import os
+import signal
 
 import pytest
 import torch
@@ -10,7 +12,9 @@ from torch.utils.data import Dataset
 
 from cogvideox.core import rng
 from cogvideox.core.errors import NonFiniteError
-from cogvideox.training.loop import Rates, lr_scale, train
+from cogvideox.training.checkpoint import Checkpoints
+from cogvideox.training.interrupt import Stopped
+from cogvideox.training.loop import Every, Rates, Span, Trainer, lr_scale, train
 from cogvideox.training.optim import MasterOptimizer
 from cogvideox.training.task import Loss, Phase
 
@@ -32,11 +36,11 @@ class Lines(Dataset):
 class Plane:
     """The smallest task: two linear layers, one of them a matrix for Muon."""
 
-    def __init__(self, poison=(), stop_at=None, parts=(16,)):
+    def __init__(self, poison=(), parts=(16,), at=((), None), sick=False):
         self.parts = parts
         torch.manual_seed(0)
         self.model = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 1))
-        self.poison, self.stop_at = poison, stop_at
+        self.poison, self.at, self.judged, self.sick = poison, at, [], sick
 
     @property
     def phases(self):
@@ -46,52 +50,176 @@ class Plane:
         return Lines(self.parts)
 
     def loss(self, phase, micro, step):
-        if step == self.stop_at:
-            raise KeyboardInterrupt
+        if step in self.at[0]:
+            self.at[1]()
         x, y = micro
         total = (self.model(x) - y).square().sum()
         return Loss(total * float("nan") if step in self.poison else total, float(len(x)), {})
 
+    def ids(self, micro):
+        return [f"x{len(micro[0])}"]
+
     def evaluate(self, weights, folder, step):
+        if self.sick:
+            raise MemoryError
+        self.judged.append(step)
         return {"judged": float(step)}
 
 
+OFTEN = Every(log=10, evaluate=20, save_seconds=0)
+RATES = {"model": Rates(matrix_lr=0.02, lr=0.01, warmup=2)}
+
+
 def run(task, folder, steps=40, **options):
-    rates = {"model": Rates(matrix_lr=0.02, lr=0.01, warmup=2)}
-    return train(task, folder, rates, steps=steps, workers=0, **options)["model"]
+    return train(task, folder, RATES, steps=steps, workers=0, **options)["model"]
 
 
-def test_a_stopped_run_goes_on_as_if_nothing_had_happened(tmp_path):
-    whole = run(Plane(), tmp_path / "whole", save_seconds=0)
+def lines(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def same(one, other):
+    """Whether two states are equal in every bit."""
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(map(same, one, other))
+    return torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
+
+
+def die():
+    raise KeyboardInterrupt
+
+
+def test_a_run_that_died_goes_on_as_if_nothing_had_happened(tmp_path):
+    """Weights, moments, average and log, with Muon and AdamW."""
+    whole = run(Plane(), tmp_path / "whole", every=OFTEN)
     with pytest.raises(KeyboardInterrupt):
-        run(Plane(stop_at=23), tmp_path / "halves", save_seconds=0)
-    halves = run(Plane(), tmp_path / "halves", save_seconds=0)
-    for name, weight in whole.ema_weights().items():
-        assert torch.equal(weight, halves.ema_weights()[name])
-    assert not list((tmp_path / "halves").glob("*partial*"))
+        run(Plane(at=([23], die)), tmp_path / "halves", every=OFTEN)
+    with (tmp_path / "halves" / "metrics.jsonl").open("a") as log:
+        log.write('{"step": 30, "loss": 7}\n{"step": 4')  # of steps that no checkpoint knows of
+    task = Plane()
+    halves = run(task, tmp_path / "halves", every=OFTEN)
+    assert same(whole.state_dict(), halves.state_dict())
+    assert task.judged == [40]
+    assert [line["step"] for line in lines(tmp_path / "halves")] == [10, 20, 30, 40]
+    assert lines(tmp_path / "halves")[-1]["loss"] == lines(tmp_path / "whole")[-1]["loss"]
+
+
+def test_a_death_costs_no_more_than_the_interval_and_checkpoints_are_few(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        run(Plane(at=([23], die)), tmp_path, every=OFTEN)
+    assert Checkpoints(tmp_path / "checkpoints").steps() == [21, 22, 23]
+    with pytest.raises(KeyboardInterrupt):
+        run(Plane(at=([30], die)), tmp_path, every=Every(log=10, evaluate=20, save_seconds=1000, keep=1))
+    assert Checkpoints(tmp_path / "checkpoints").steps() == [21, 22, 23]
+
+
+def test_half_a_checkpoint_is_none(tmp_path):
+    run(Plane(), tmp_path, steps=20)
+    left = tmp_path / "checkpoints" / ".00000030.pt.x1"
+    left.mkdir()
+    (left / "00000030.pt").write_bytes(b"half")
+    assert Checkpoints(tmp_path / "checkpoints").load({})[0] == 20
+    assert not left.exists()
+
+
+def test_what_dies_while_it_is_judged_is_judged_again(tmp_path):
+    with pytest.raises(MemoryError):
+        run(Plane(sick=True), tmp_path, steps=20)
+    task = Plane()
+    run(task, tmp_path, steps=20)
+    assert task.judged == [20]
+    assert lines(tmp_path)[-1]["judged"] == 20
+    run(task, tmp_path, steps=20)
+    assert task.judged == [20]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_who_is_asked_to_stop_finishes_the_step_and_saves(tmp_path, number):
+    before = signal.getsignal(number)
+    with pytest.raises(Stopped, match="after step 8 of 40"):
+        run(Plane(at=([7], lambda: os.kill(os.getpid(), number))), tmp_path)
+    assert Checkpoints(tmp_path / "checkpoints").steps() == [8]
+    assert signal.getsignal(number) is before
+    assert same(run(Plane(), tmp_path).state_dict(), run(Plane(), tmp_path / "whole").state_dict())
+
+
+def test_who_is_asked_twice_stops_at_once(tmp_path):
+    def impatient():
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(Plane(at=([7], impatient)), tmp_path)
 
 
 def test_the_loss_falls_and_the_log_says_so(tmp_path):
     run(Plane(), tmp_path, steps=300)
-    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert lines[-1]["loss"] < 0.05 * lines[0]["loss"]
-    assert [line["step"] for line in lines] == [50, 100, 150, 200, 250, 300]
-    assert lines[-1]["judged"] == 300
+    log = lines(tmp_path)
+    assert log[-1]["loss"] < 0.05 * log[0]["loss"]
+    assert [line["step"] for line in log] == [50, 100, 150, 200, 250, 300]
+    assert log[-1]["judged"] == 300
 
 
-def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(tmp_path):
-    assert run(Plane(poison=(5, 6)), tmp_path).skipped == 2
-    model = nn.Linear(2, 2)
-    optimizer = MasterOptimizer(model, lambda name, parameter: 0, matrix_lr=0.1, lr=0.1)
-    before = model.weight.detach().clone()
-    (model(torch.ones(1, 2)).sum() * float("inf")).backward()
-    optimizer.step(1.0, 0)
-    assert torch.equal(model.weight, before)
+def test_a_step_that_is_not_finite_changes_nothing_and_is_recorded(tmp_path):
+    trainer = Trainer(Plane(poison=(0,), parts=(9, 7)), tmp_path, RATES, steps=40)
+    before = json.dumps(trainer.state()["model"], default=torch.Tensor.tolist)
+    trainer.advance(Lines((9, 7))[0])
+    assert json.dumps(trainer.state()["model"], default=torch.Tensor.tolist) == before
+    assert (trainer.step, trainer.skipped, trainer.bad) == (1, 1, 1)
+    record = json.loads((tmp_path / "bad" / "00000001.json").read_text())
+    assert record["samples"] == [["x9"], ["x7"]]
+    assert record["phases"]["model"]["losses"] == ["nan", "nan"]
+    run(Plane(poison=(5, 6)), tmp_path / "run")
+    assert lines(tmp_path / "run")[-1]["skipped"] == 2
+
+
+def test_a_gradient_that_is_not_finite_is_found_where_the_loss_is(tmp_path):
+    trainer = Trainer(task := Plane(), tmp_path, RATES, steps=40)
+    task.model[0].weight.register_hook(lambda gradient: gradient * float("inf"))
+    trainer.advance(Lines((16,))[0])
+    record = json.loads((tmp_path / "bad" / "00000001.json").read_text())["phases"]["model"]
+    assert record["norm"] in ("inf", "nan")
+    assert float(record["losses"][0]) > 0
 
 
 def test_ten_bad_steps_in_a_row_stop_the_run(tmp_path):
     with pytest.raises(NonFiniteError, match="step 13"):
         run(Plane(poison=range(3, 20)), tmp_path)
+    run(Plane(poison=[*range(3, 12), *range(13, 22)]), tmp_path / "apart")
+
+
+def test_bad_steps_are_counted_across_a_stop(tmp_path):
+    bad = range(3, 20)
+    with pytest.raises(KeyboardInterrupt):
+        run(Plane(poison=bad, at=([10], die)), tmp_path, every=OFTEN)
+    with pytest.raises(NonFiniteError, match="step 13"):
+        run(Plane(poison=bad), tmp_path, every=OFTEN)
+
+
+STAGES = (Span("small", 0), Span("large", 25, rate=0.5), Span("best", 30, rate=0.1, anew=True))
+
+
+def test_a_stage_begins_with_a_checkpoint_and_an_event(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        run(Plane(at=([25], die)), tmp_path, stages=STAGES)
+    assert Checkpoints(tmp_path / "checkpoints").load({})[1]["run"]["stage"] == "large"
+    run(Plane(), tmp_path, stages=STAGES)
+    events = [(line["step"], line["stage"]) for line in lines(tmp_path) if "event" in line]
+    assert events == [(0, "small"), (25, "large"), (30, "best")]
+    assert lines(tmp_path)[-1]["stage"] == "best"
+    assert Checkpoints(tmp_path / "checkpoints").steps() == [25, 30, 40]
+
+
+def test_stages_change_the_rates(tmp_path):
+    trainer = Trainer(Plane(), tmp_path, RATES, steps=40, stages=STAGES)
+    scales = [trainer._scale("model", step) for step in range(40)]
+    assert scales[:3] == [0.5, 1.0, 1.0]
+    assert scales[24] == pytest.approx(lr_scale(24, 30, 2, 0.6))
+    assert scales[25] == pytest.approx(0.5 * lr_scale(25, 30, 2, 0.6))
+    assert scales[30:33] == [0.05, 0.1, 0.1]
+    assert scales[39] == pytest.approx(0.1 * lr_scale(9, 10, 2, 0.6))
 
 
 def test_rates_warm_up_hold_and_decay():
@@ -108,16 +236,16 @@ def test_a_step_in_parts_of_any_size_is_the_whole_step(tmp_path):
     whole, parts = run(Plane(), tmp_path / "1"), run(Plane(parts=(9, 2, 5)), tmp_path / "3")
     for name, weight in whole.ema_weights().items():
         torch.testing.assert_close(weight, parts.ema_weights()[name])
-    lines = [json.loads((tmp_path / n / "log.jsonl").read_text()) for n in ("1", "3")]
-    assert lines[0]["loss"] == pytest.approx(lines[1]["loss"], rel=1e-4)
+    one, three = (lines(tmp_path / name)[0]["loss"] for name in ("1", "3"))
+    assert one == pytest.approx(three, rel=1e-4)
 
 
 class Duel:
     """Two modules trained in turn: one predicts 3, the other predicts the first's answer."""
 
-    def __init__(self):
+    def __init__(self, poison=-1):
         torch.manual_seed(0)
-        self.one, self.other, self.seen = nn.Linear(1, 1), nn.Linear(1, 1), []
+        self.one, self.other, self.seen, self.poison = nn.Linear(1, 1), nn.Linear(1, 1), [], poison
 
     @property
     def phases(self):
@@ -132,7 +260,8 @@ class Duel:
         assert taking == [phase == "one"] * 2 + [phase == "other"] * 2
         answer = self.one(micro)
         error = answer - 3 if phase == "one" else self.other(micro) - answer
-        return Loss(error.square().sum(), 2.0, {})
+        bad = float("nan") if (phase, step) == ("other", self.poison) else 1.0
+        return Loss(error.square().sum() * bad, 2.0, {})
 
     def evaluate(self, weights, folder, step):
         assert set(weights) == {"one", "other"}
@@ -144,5 +273,27 @@ def test_phases_take_turns_and_begin_when_they_are_due(tmp_path):
     train(duel, tmp_path, {"one": rates, "other": rates}, steps=200, workers=0)
     assert duel.seen[:22] == [*((step, "one") for step in range(20)), (20, "one"), (20, "other")]
     assert duel.other(torch.ones(1, 1)).item() == pytest.approx(3, abs=0.1)
-    last = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])
-    assert {"one_loss", "other_loss"} <= set(last)
+    assert {"one_loss", "other_loss"} <= set(lines(tmp_path)[-1])
+
+
+def test_a_step_is_skipped_by_all_phases_or_by_none(tmp_path):
+    rates = Rates(matrix_lr=0.0, lr=0.1, warmup=1)
+    trainer = Trainer(duel := Duel(poison=20), tmp_path, {"one": rates, "other": rates}, steps=200)
+    trainer.step = 20
+    before = duel.one.weight.clone(), duel.other.weight.clone()
+    trainer.advance([torch.ones(2, 1)])
+    assert torch.equal(duel.one.weight, before[0])
+    assert torch.equal(duel.other.weight, before[1])
+    trainer.advance([torch.ones(2, 1)])
+    assert not torch.equal(duel.one.weight, before[0])
+    assert not torch.equal(duel.other.weight, before[1])
+
+
+def test_adamw_can_update_all_and_lets_matrices_alone_decay():
+    model = nn.Linear(2, 2)
+    optimizer = MasterOptimizer(model, lambda *_: 1, matrix_lr=None, lr=0.1, weight_decay=0.5)
+    before = model.weight.detach().clone(), model.bias.detach().clone()
+    (model(torch.ones(1, 2)).sum() * 0).backward()
+    optimizer.update(1.0, 0, optimizer.collect())
+    torch.testing.assert_close(model.weight, before[0] * 0.95)
+    assert torch.equal(model.bias, before[1])

@@ -12,6 +12,7 @@ import yaml
 from cogvideox import load
 from cogvideox.core.errors import InputError
 from cogvideox.data.storybook import World
+from cogvideox.training.checkpoint import Checkpoints
 from cogvideox.training.latents import Bucket, LatentStore, draw, encode_bucket
 from cogvideox.training.recipe import load_recipe
 from cogvideox.training.vae import VAEBatches, VAEStage, changing, motion
@@ -44,15 +45,17 @@ DIFFUSION = {
         "steps": 2,
         "first_frame": True,
     },
-    "text": {"layers": 1, "heads": 2, "head_dim": 8, "ff_dim": 16, "vocabulary": 200},
-    "text_steps": 2,
-    "buckets": [
-        {"level": "single", "frames": 9, "height": 32, "width": 32, "clips": 64},
-        {"level": "single", "frames": 1, "height": 32, "width": 32, "clips": 64, "closeup": True},
-    ],
-    "drop_text": 0.1,
-    "known": 0.5,
-    "stages": [{"steps": 3, "mix": {"single-9f-32x32": 4, "single-1f-32x32-closeup": 2}}],
+    "vae": "vae",
+    "text": {"layers": 1, "heads": 2, "head_dim": 8, "ff_dim": 16, "vocabulary": 200, "steps": 2},
+    "data": {
+        "latents": "latents",
+        "buckets": [
+            {"level": "single", "frames": 9, "height": 32, "width": 32, "clips": 64},
+            {"level": "single", "frames": 1, "height": 32, "width": 32, "clips": 64, "closeup": True},
+        ],
+    },
+    "objective": {"known": 0.5},
+    "stages": [{"name": "all", "steps": 3, "mix": {"single-9f-32x32": 4, "single-1f-32x32-closeup": 2}}],
     "optimizer": {"matrix_lr": 0.02, "lr": 1e-3},
 }
 
@@ -62,24 +65,28 @@ def write(path: Path, recipe: dict) -> Path:
     return path
 
 
-def train(recipe: Path, folder: Path) -> subprocess.CompletedProcess:
+def train(recipe: Path, folder: Path, *options: str) -> subprocess.CompletedProcess:
     script = (
         "import sys, torch; torch.set_num_threads(1); from cogvideox.cli.main import main; "
         "sys.argv = ['cogvideox', 'train', *sys.argv[1:], '--workers', '0']; main()"
     )
-    command = [sys.executable, "-c", script, str(recipe), "--output", str(folder)]
+    command = [sys.executable, "-c", script, str(recipe), "--output", str(folder), *options]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 def test_from_recipes_to_a_model_that_generates(tmp_path):
     first = train(write(tmp_path / "vae.yaml", VAE), tmp_path / "vae")
     assert first.returncode == 0, first.stderr
-    measured = json.loads(first.stdout.splitlines()[-1])
+    measured = json.loads((tmp_path / "vae" / "metrics.jsonl").read_text().splitlines()[-1])
     assert all(5 < measured[name] < 40 for name in ("eval_psnr", "still", "moving"))
-    recipe = DIFFUSION | {"vae": str(tmp_path / "vae" / "vae"), "latents": str(tmp_path / "latents")}
+    data = DIFFUSION["data"] | {"latents": str(tmp_path / "latents")}
+    recipe = DIFFUSION | {"vae": str(tmp_path / "vae" / "vae"), "data": data}
     second = train(write(tmp_path / "model.yaml", recipe), tmp_path / "model")
     assert second.returncode == 0, second.stderr
-    assert list((tmp_path / "model").glob("*.png"))
+    assert list((tmp_path / "model" / "validation").glob("*.png"))
+    line = json.loads((tmp_path / "model" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert line["samples"] == 6
+    assert line["mfu"] > 0
     pipe = load(tmp_path / "model" / "model")
     assert pipe("a cat runs in the snow", seed=1).frames.shape == (9, 32, 32, 3)
     assert pipe.vae.spec.scale != 1.0  # measured from the latents
@@ -88,11 +95,12 @@ def test_from_recipes_to_a_model_that_generates(tmp_path):
     # The same command again finds all done: nothing is trained twice.
     again = train(tmp_path / "model.yaml", tmp_path / "model")
     assert again.returncode == 0
-    assert '"step"' not in again.stdout
+    assert "step 3/3" in second.stderr
+    assert "step 3/3" not in again.stderr
     # The text encoder was trained first, and then frozen.
-    state = torch.load(tmp_path / "model" / "text" / "checkpoint.pt", weights_only=True)
-    assert state["step"] == DIFFUSION["text_steps"]
-    _head, *masters = state["optimizers"]["model"]["masters"]
+    step, state = Checkpoints(tmp_path / "model" / "text" / "checkpoints").load({})
+    assert step == DIFFUSION["text"]["steps"]
+    _head, *masters = state["model"]["masters"]
     shipped = pipe.text_encoder.model.parameters()
     assert all(torch.equal(m.bfloat16(), p.bfloat16()) for m, p in zip(masters, shipped, strict=True))
     # A new run may go on from the model: at a rate of next to nothing it is the same model.
@@ -105,9 +113,9 @@ def test_from_recipes_to_a_model_that_generates(tmp_path):
         new, old = (dict(getattr(p, part).named_parameters()) for p in (again, pipe))
         assert all(torch.allclose(new[name], old[name], rtol=0, atol=1e-6) for name in old)
     # Another text encoder in the same folder would be one that the transformer has never seen.
-    other = train(write(tmp_path / "model.yaml", recipe | {"text_steps": 3}), tmp_path / "model")
+    other = train(tmp_path / "model.yaml", tmp_path / "model", "--set", "text.steps=3")
     assert other.returncode == 2
-    assert "take a new --output" in other.stderr
+    assert "text.steps was 2 and is now 3; take a new --output" in other.stderr
 
 
 def test_pixels_that_change_are_told_from_those_that_do_not():
@@ -183,7 +191,10 @@ def test_missing_latents_are_named(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"stepps": 1}, "stepps: Extra inputs"),
+        ({"stepps": 1}, "stepps: unknown key"),
+        ({"vae": {"chanels": [1]}}, "vae.chanels: unknown key .did you mean 'channels'"),
+        ({"vae": {"channels": "x"}}, "vae.channels: "),
+        ({"optimizer": {"lr": 1, "matrix_lr": 1, "weight_decai": 0}}, "did you mean 'weight_decay'"),
         ({"seed": "x"}, "seed: Input should be a valid integer"),
         ({"stages": [{"steps": 1}]}, "stages.0"),
         ({"task": "dance"}, "dance"),
@@ -194,20 +205,38 @@ def test_wrong_recipes_are_named(tmp_path, change, message):
         load_recipe(write(tmp_path / "r.yaml", VAE | change))
 
 
+BUCKETS = DIFFUSION["data"]["buckets"]
+
+
+def data(**changes):
+    return DIFFUSION["data"] | changes
+
+
+def stage(**changes):
+    return DIFFUSION["stages"][0] | changes
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"buckets": [DIFFUSION["buckets"][0] | {"closeup": True}]}, "buckets.0: .*of 1 frame and not 9"),
-        ({"buckets": DIFFUSION["buckets"][:1] * 2}, "two buckets are called single-9f-32x32"),
+        ({"data": data(buckets=[BUCKETS[0] | {"closeup": True}])}, "data.buckets.0: .*of 1 frame and not 9"),
+        ({"data": data(buckets=BUCKETS[:1] * 2)}, "two buckets are called single-9f-32x32"),
+        ({"data": data(bukets=[])}, "data.bukets: unknown key .did you mean 'buckets'"),
         (
-            {"stages": [{"steps": 3, "mix": {"single-9f-32x3": 4}}]},
+            {"stages": [stage(mix={"single-9f-32x3": 4})]},
             "unknown bucket 'single-9f-32x3' .did you mean 'single-9f-32x32'",
         ),
-        ({"text_steps": 0}, "text_steps"),
+        ({"stages": [stage(), stage()]}, "two stages are called all"),
+        ({"stages": [stage(capacity=10)]}, "stage all: `capacity` is for the clips of a manifest"),
+        ({"data": {"manifest": "x"}}, "`capacity` and `largest` say"),
+        ({"objective": {"drop_image": 0.1}}, "tiny has no image condition"),
+        ({"objective": {"drop_txt": 0.1}}, "objective.drop_txt: unknown key .did you mean 'drop_text'"),
+        ({"text": DIFFUSION["text"] | {"steps": 0}}, "text.steps"),
+        ({"model": "2bb"}, "unknown model '2bb' .did you mean '2b'"),
     ],
 )
 def test_wrong_mixes_are_named_before_anything_is_made(tmp_path, change, message):
-    recipe = DIFFUSION | {"vae": "a", "latents": "b"} | change
+    recipe = DIFFUSION | change
     with pytest.raises(InputError, match=message):
         load_recipe(write(tmp_path / "r.yaml", recipe))
 

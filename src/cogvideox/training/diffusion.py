@@ -24,6 +24,7 @@ from cogvideox.diffusion.schedule import Schedule
 from cogvideox.diffusion.timesteps import stratified
 from cogvideox.models.text import TextEncoder
 from cogvideox.models.transformer.model import Transformer
+from cogvideox.training.budget import train_flops
 from cogvideox.training.latents import CAPTIONS, Bucket, LatentStore
 from cogvideox.training.task import Loss, Phase
 
@@ -122,7 +123,10 @@ class DiffusionTask:
 
     @property
     def phases(self) -> tuple[Phase, ...]:
-        return (Phase("model", self.model, matrix_blocks=_matrix_blocks),)
+        return (Phase("model", self.model, matrix_blocks=matrix_blocks),)
+
+    def ids(self, micro: list[Item]) -> list[str]:
+        return [item.name for item in micro]
 
     def loss(self, phase: str, micro: list[Item], step: int) -> Loss:
         batch, (spec, dtype) = micro, (self.model.spec, self.model.patch_embed.weight.dtype)
@@ -150,7 +154,11 @@ class DiffusionTask:
         ]
         targets = [target * root for target, root in zip(targets, roots, strict=True)]
         total, losses_S = v_loss(predictions, targets, [1.0] * len(batch), normaliser=1.0)
-        metrics = {"tokens": (float(sum(segment.length for segment in pack.segments)), 1.0)}
+        metrics = {
+            "samples": (float(len(batch)), 1.0),
+            "tokens": (float(sum(segment.length for segment in pack.segments)), 1.0),
+            "flops": (train_flops(spec, pack.segments), 1.0),
+        }
         for low in range(0, 1000, 250):
             inside = [x for x, t in zip(losses_S.tolist(), timesteps, strict=True) if low <= t < low + 250]
             metrics[f"loss_{low}"] = sum(inside), float(len(inside))
@@ -167,7 +175,7 @@ class DiffusionTask:
         return {}
 
 
-def _matrix_blocks(name: str, parameter: Tensor) -> int:
+def matrix_blocks(name: str, parameter: Tensor) -> int:
     if parameter.ndim != 2 or not name.startswith("blocks") or "modulation" in name:
         return 0
     return 3 if "qkv" in name else 1

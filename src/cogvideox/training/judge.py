@@ -246,7 +246,7 @@ class JudgeTask:
 
     @property
     def phases(self) -> tuple[Phase, ...]:
-        return (Phase("model", self.model, matrix_blocks=_matrix_blocks),)
+        return (Phase("model", self.model, matrix_blocks=matrix_blocks),)
 
     def loss(self, phase: str, micro: Shown, step: int) -> Loss:
         said, clips = answer(self.model, micro), float(len(micro.video_BTCHW))
@@ -292,7 +292,7 @@ def write_judge(net: JudgeNet, folder: Path, seed: int, clips: int = 1000) -> No
         write_json(partial / "config.json", config)
 
 
-def _matrix_blocks(name: str, parameter: Tensor) -> int:
+def matrix_blocks(name: str, parameter: Tensor) -> int:
     if parameter.ndim < 2 or name.startswith(("layer2", "name", "box")) or ".leave" in name:
         return 0
     return 3 if "in_proj" in name else 1

@@ -9,30 +9,30 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch.utils.data import DataLoader, Dataset
 
 from cogvideox.core.errors import NonFiniteError
-from cogvideox.core.files import atomic_path
+from cogvideox.core.files import write_text
+from cogvideox.training.checkpoint import Checkpoints, State
+from cogvideox.training.interrupt import Interrupt, Stopped, ignore
+from cogvideox.training.metrics import Journal, Meter, Writer
 from cogvideox.training.optim import MasterOptimizer
-from cogvideox.training.task import Loss, Phase, Task
+from cogvideox.training.task import Metrics, Named, Phase, Task
 
-LOG_EVERY = 50  # steps
-BAD = 10  # steps in a row with gradients that are not finite end the run
+BAD = 10  # steps in a row with numbers that are not finite end the run
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rates:
     """How the weights of a phase are updated."""
 
-    matrix_lr: float
-    """Muon's rate, for matrices."""
+    matrix_lr: float | None
+    """Muon's rate, for matrices; None: AdamW updates them too."""
     lr: float
     """AdamW's rate, for all others."""
     warmup: int = 50
@@ -70,6 +70,36 @@ def lr_scale(step: int, total: int, warmup: int, decay_from: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - start) / max(1.0, total - start)))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Every:
+    """How often the loop does what is not training."""
+
+    log: int = 50
+    """Steps from one line of the log to the next."""
+    evaluate: int = 500
+    """Steps from one validation to the next."""
+    save_seconds: float = 180.0
+    """Time from one checkpoint to the next: what a crash may cost."""
+    keep: int = 3
+    """Checkpoints that are kept."""
+
+
+USUAL = Every()
+
+
+@dataclass(frozen=True)
+class Span:
+    """The steps of a stage."""
+
+    name: str
+    begins: int
+    """Its first step."""
+    rate: float = 1.0
+    """What all rates are multiplied with."""
+    anew: bool = False
+    """Warm-up and decay begin anew."""
+
+
 class _Tail(Dataset[Any]):
     """The batches from `start` on."""
 
@@ -84,46 +114,196 @@ class _Tail(Dataset[Any]):
 
 
 def _stream(batches: Dataset[Any], start: int, total: int, workers: int) -> Iterator[Any]:
-    tail = _Tail(batches, start, total)
     return iter(
-        DataLoader(tail, batch_size=None, num_workers=workers, prefetch_factor=6 if workers else None)
+        DataLoader(
+            _Tail(batches, start, total),
+            batch_size=None,
+            num_workers=workers,
+            prefetch_factor=6 if workers else None,
+            worker_init_fn=ignore,
+        )
     )
 
 
-class Meter:
-    """Means of the metrics since the last line of the log."""
+@dataclass(frozen=True)
+class Taken:
+    """What a phase found in a step."""
 
-    def __init__(self, path: Path) -> None:
-        self.path, self.steps, self.began = path, 0, time.monotonic()
-        self.sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+    totals: list[float]
+    """Losses of the micro-batches."""
+    weights: list[float]
+    """And their weights."""
+    metrics: list[Metrics]
+    """And what else they say."""
+    norm: float
+    """Of all gradients together, which are over the sum of the weights."""
 
-    def add(self, metrics: Mapping[str, tuple[float, float]]) -> None:
-        """Add weighted sums and weights of any part of a step."""
-        for name, pair in metrics.items():
-            self.sums[name] = [a + b for a, b in zip(self.sums[name], pair, strict=True)]
-
-    def write(self, head: dict[str, float], tail: dict[str, float]) -> None:
-        """One JSON line to the log and the terminal; starts the next means."""
-        pace = (time.monotonic() - self.began) / max(1, self.steps)
-        means = {name: round(total / weight, 5) for name, (total, weight) in self.sums.items() if weight}
-        line = json.dumps({**head, **means, "seconds_per_step": round(pace, 3), **tail})
-        with self.path.open("a", encoding="utf-8") as log:
-            log.write(line + "\n")
-        print(line, flush=True)
-        self.sums.clear()
-        self.steps, self.began = 0, time.monotonic()
+    @property
+    def finite(self) -> bool:
+        return all(math.isfinite(number) for number in (self.norm, *self.totals))
 
 
-def update(task: Task, phase: Phase, batch: list[Any], step: int) -> tuple[list[Loss], float]:
-    """Gradients of all micro-batches of a phase, summed, and the sum of their weights."""
-    for other in task.phases:
-        other.module.requires_grad_(other.name == phase.name)
-    losses = []
-    for micro in batch:
-        loss = task.loss(phase.name, micro, step)
-        loss.total.backward()
-        losses.append(loss)
-    return losses, sum(loss.weight for loss in losses)
+class Trainer:
+    """A run: its optimizers, where it stands, and what it does in a step."""
+
+    def __init__(
+        self,
+        task: Task,
+        folder: Path,
+        rates: Mapping[str, Rates],
+        *,
+        steps: int,
+        stages: Sequence[Span] = (),
+        every: Every = USUAL,
+        meter: Meter | None = None,
+        writers: Sequence[Writer] = (),
+    ) -> None:
+        self.task, self.folder, self.rates, self.steps, self.every = task, folder, rates, steps, every
+        self.stages = {stage.begins: stage for stage in stages}
+        self.optimizers = {phase.name: rates[phase.name].optimizer(phase) for phase in task.phases}
+        self.checkpoints = Checkpoints(folder / "checkpoints", every.keep)
+        self.journal = Journal()
+        self.writers: list[Writer] = [self.journal, *writers]
+        self.meter = meter or Meter()
+        self.step = 0
+        """Steps that are done."""
+        self.skipped = 0
+        """Of these, those that changed nothing, because their numbers were not finite."""
+        self.bad = 0
+        """Of these, those since the last good one."""
+        self.saved, self.saved_at = -1, time.monotonic()
+
+    def stage(self, step: int) -> Span:
+        """That of a step, counted from 0."""
+        begun = [stage for begins, stage in self.stages.items() if begins <= step]
+        return max(begun, key=lambda stage: stage.begins, default=Span("", 0))
+
+    def state(self) -> State:
+        """All that a run needs to go on."""
+        here = {
+            "step": self.step,
+            "stage": self.stage(self.step).name,
+            "skipped": self.skipped,
+            "bad": self.bad,
+        }
+        return {"run": here} | {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()}
+
+    def resume(self) -> None:
+        """Go on from the newest checkpoint, if there is one."""
+        if found := self.checkpoints.load(self.state()):
+            self.step, state = found
+            self.saved, here = self.step, state["run"]
+            self.skipped, self.bad = here["skipped"], here["bad"]
+            for name, optimizer in self.optimizers.items():
+                optimizer.load_state_dict(state[name])
+
+    def save(self) -> None:
+        """A checkpoint of this step, unless there is one."""
+        if self.saved != self.step:
+            self.checkpoints.save(self.step, self.state())
+            self.saved, self.saved_at = self.step, time.monotonic()
+
+    def advance(self, batch: list[Any]) -> None:
+        """One step. Raises NonFiniteError when `BAD` in a row were not finite."""
+        active = [phase for phase in self.task.phases if self.step >= phase.begins]
+        taken = {phase.name: self._take(phase, batch) for phase in active}
+        if all(one.finite for one in taken.values()):
+            self.bad = 0
+            for name, one in taken.items():
+                self.optimizers[name].update(self._scale(name, self.step), self.step, one.norm)
+                self._measure(name, one)
+        else:
+            self.bad, self.skipped = self.bad + 1, self.skipped + 1
+            self._accuse(taken, batch)
+        self.step += 1
+        self.meter.steps += 1
+        if self.bad == BAD:
+            raise NonFiniteError(
+                f"training step {self.step}: the numbers of {BAD} steps in a row were not finite; "
+                f"{self.folder / 'bad'} holds them"
+            )
+
+    def _take(self, phase: Phase, batch: list[Any]) -> Taken:
+        """Gradients of all micro-batches of a phase, over the sum of their weights."""
+        for other in self.task.phases:
+            other.module.requires_grad_(other.name == phase.name)
+        totals, weights, metrics = [], [], []
+        for micro in batch:
+            loss = self.task.loss(phase.name, micro, self.step)
+            loss.total.backward()
+            totals.append(loss.total.item())
+            weights.append(loss.weight)
+            metrics.append(loss.metrics)
+        return Taken(totals, weights, metrics, self.optimizers[phase.name].collect(sum(weights)))
+
+    def _measure(self, name: str, one: Taken) -> None:
+        prefix = "" if len(self.task.phases) == 1 else f"{name}_"
+        self.meter.add({f"{prefix}norm": (one.norm, 1.0)})
+        for total, weight, metrics in zip(one.totals, one.weights, one.metrics, strict=True):
+            self.meter.add({f"{prefix}loss": (total, weight), **metrics})
+
+    def _scale(self, name: str, step: int) -> float:
+        """What the rates of a phase are multiplied with."""
+        cuts = [0, *(begins for begins, stage in self.stages.items() if stage.anew), self.steps]
+        begins = max(cut for cut in cuts[:-1] if cut <= step)
+        ends = min(cut for cut in cuts[1:] if cut > step)
+        return self.stage(step).rate * self.rates[name].scale(step - begins, ends - begins)
+
+    def _accuse(self, taken: Mapping[str, Taken], batch: list[Any]) -> None:
+        """Leave the samples and the numbers of a step that was skipped in `bad/`."""
+        names = [self.task.ids(micro) if isinstance(self.task, Named) else [] for micro in batch]
+        phases = {
+            name: {
+                "norm": repr(one.norm),
+                "losses": [repr(total) for total in one.totals],
+                "metrics": [{key: repr(pair) for key, pair in metrics.items()} for metrics in one.metrics],
+            }
+            for name, one in taken.items()
+        }
+        (self.folder / "bad").mkdir(exist_ok=True)
+        record = {"step": self.step + 1, "samples": names, "phases": phases}
+        write_text(self.folder / "bad" / f"{self.step + 1:08d}.json", json.dumps(record, indent=1))
+
+    def report(self) -> None:
+        """A line of the log; with it, when it is due, a validation."""
+        means = self.meter.read() if self.meter.steps else {}
+        extra: dict[str, float] = {}
+        if self._due(self.every.evaluate):
+            home = self.folder / "validation"
+            home.mkdir(exist_ok=True)
+            averages = {name: optimizer.ema_weights() for name, optimizer in self.optimizers.items()}
+            extra = self.task.evaluate(averages, home, self.step)
+        head = {"step": self.step} | ({"stage": self.stage(self.step - 1).name} if self.stages else {})
+        rate = next(self.rates[name].lr * self._scale(name, self.step - 1) for name in self.optimizers)
+        self._tell(head | means | {"lr": rate, "skipped": self.skipped} | extra)
+        self.meter.clear()
+
+    def _tell(self, line: Mapping[str, Any]) -> None:
+        for writer in self.writers:
+            writer.write(line)
+
+    def _due(self, every: int) -> bool:
+        return self.step % every == 0 or self.step == self.steps
+
+    def run(self, workers: int, interrupt: Interrupt) -> None:
+        """Do the steps that are left. Raises Stopped when it was asked to end."""
+        if 0 < self.step and self.journal.last < self.step and self._due(self.every.evaluate):
+            self.report()  # a validation that the run did not live to see
+        for batch in _stream(self.task.batches(), self.step, self.steps, workers):
+            if self.step in self.stages:
+                self._tell({"step": self.step, "event": "stage", "stage": self.stage(self.step).name})
+            self.advance(batch)
+            for writer in self.writers:
+                writer.tick(self.step, self.meter.read())
+            judged = self._due(self.every.evaluate)
+            late = time.monotonic() - self.saved_at > self.every.save_seconds
+            if late or judged or self.step in self.stages:  # whatever may go wrong while it is judged
+                self.save()
+            if judged or self._due(self.every.log):
+                self.report()
+            if interrupt.asked:
+                self.save()
+                raise Stopped(self.step, self.steps)
 
 
 def train(
@@ -132,52 +312,28 @@ def train(
     rates: Mapping[str, Rates],
     *,
     steps: int,
-    evaluate_every: int = 500,
-    save_seconds: float = 180.0,
+    stages: Sequence[Span] = (),
+    every: Every = USUAL,
     workers: int = 1,
+    meter: Meter | None = None,
+    writers: Sequence[Writer] = (),
 ) -> dict[str, MasterOptimizer]:
     """Train the phases of `task` for `steps` steps in `folder`, each by its `rates`; continues from the
-    folder's checkpoint when there is one.
+    folder's newest checkpoint when there is one.
 
-    Writes `checkpoint.pt` (atomically, every `save_seconds`) and one JSON line a measurement to `log.jsonl`.
-    Raises NonFiniteError when `BAD` steps in a row were not finite.
+    Writes `checkpoints/`, `metrics.jsonl`, `validation/` and, of steps that were not finite, `bad/`;
+    `writers` are told of all numbers. Raises NonFiniteError when `BAD` steps in a row were not finite, and
+    Stopped, with all saved, after SIGTERM or Ctrl-C.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    optimizers = {phase.name: rates[phase.name].optimizer(phase) for phase in task.phases}
-    start, checkpoint = 0, folder / "checkpoint.pt"
-    if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
-        for name, optimizer in optimizers.items():
-            optimizer.load_state_dict(state["optimizers"][name])
-        start = state["step"]
-    meter, saved, bad = Meter(folder / "log.jsonl"), time.monotonic(), 0
-    for done, batch in enumerate(_stream(task.batches(), start, steps, workers), start + 1):
-        finite = True
-        for phase in (phase for phase in task.phases if done > phase.begins):
-            losses, weight = update(task, phase, batch, done - 1)
-            scale = rates[phase.name].scale(done - 1, steps)
-            norm = optimizers[phase.name].step(scale, done - 1, weight)
-            if not math.isfinite(norm):
-                finite = False
-                continue
-            prefix = "" if len(task.phases) == 1 else f"{phase.name}_"
-            meter.add({f"{prefix}norm": (norm, 1.0)})
-            for loss in losses:
-                meter.add({f"{prefix}loss": (loss.total.item(), loss.weight), **loss.metrics})
-        meter.steps += 1
-        bad = 0 if finite else bad + 1
-        if bad == BAD:
-            raise NonFiniteError(f"training step {done}: {BAD} steps in a row had non-finite gradients")
-        if done % LOG_EVERY == 0 or done == steps:
-            extra = {}
-            if done % evaluate_every == 0 or done == steps:
-                averages = {name: optimizer.ema_weights() for name, optimizer in optimizers.items()}
-                extra = task.evaluate(averages, folder, done)
-            skipped = sum(optimizer.skipped for optimizer in optimizers.values())
-            meter.write({"step": done}, {"skipped": skipped, **extra})
-        if time.monotonic() - saved > save_seconds or done == steps:
-            with atomic_path(checkpoint) as partial:
-                states = {name: optimizer.state_dict() for name, optimizer in optimizers.items()}
-                torch.save({"step": done, "optimizers": states}, partial)
-            saved = time.monotonic()
-    return optimizers
+    run = Trainer(task, folder, rates, steps=steps, stages=stages, every=every, meter=meter, writers=writers)
+    with Interrupt() as interrupt:
+        run.resume()
+        for writer in run.writers:
+            writer.open(folder, run.step, steps)
+        try:
+            run.run(workers, interrupt)
+        finally:
+            for writer in run.writers:
+                writer.close()
+    return run.optimizers

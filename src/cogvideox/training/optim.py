@@ -18,8 +18,8 @@ class MasterOptimizer:
     """Steps fp32 masters of `model`'s parameters and copies them back.
 
     `matrix_blocks(name, parameter)` says how many matrices a parameter holds, stacked on its first axis (a
-    fused QKV holds 3); each goes to Muon by itself, and parameters with 0 go to AdamW. A step whose gradients
-    are not finite is skipped and counted in `skipped`, with all weights unchanged.
+    fused QKV holds 3); each goes to Muon by itself, and parameters with 0 go to AdamW. Without `matrix_lr`
+    all go to AdamW, and those of one axis (biases, norms) do not decay.
     """
 
     def __init__(
@@ -27,7 +27,7 @@ class MasterOptimizer:
         model: nn.Module,
         matrix_blocks: Callable[[str, Tensor], int],
         *,
-        matrix_lr: float,
+        matrix_lr: float | None,
         lr: float,
         weight_decay: float = 0.0,
         betas: tuple[float, float] = (0.9, 0.95),
@@ -35,12 +35,12 @@ class MasterOptimizer:
         ema: float = 0.999,
     ) -> None:
         self.parameters = dict(model.named_parameters())
-        self.clip, self.ema_decay, self.skipped = clip, ema, 0
+        self.clip, self.ema_decay = clip, ema
         self.masters: dict[str, list[Tensor]] = {}
         matrices: list[Tensor] = []
         others: list[Tensor] = []
         for name, parameter in self.parameters.items():
-            blocks = matrix_blocks(name, parameter)
+            blocks = 0 if matrix_lr is None else matrix_blocks(name, parameter)
             master = parameter.detach().float().contiguous()
             parts = [part.clone() for part in master.flatten(1).chunk(blocks)] if blocks else [master.clone()]
             self.masters[name] = parts
@@ -49,15 +49,23 @@ class MasterOptimizer:
         self._ema = [part.clone() for part in self._flat]
         self.optimizers: list[torch.optim.Optimizer] = []
         if matrices:
+            assert matrix_lr is not None
             self.optimizers.append(torch.optim.Muon(matrices, lr=matrix_lr, weight_decay=weight_decay))
         if others:
-            adam = torch.optim.AdamW(others, lr=lr, betas=betas, eps=1e-8, weight_decay=0.0, foreach=True)
-            self.optimizers.append(adam)
-        self._base_lr = [optimizer.param_groups[0]["lr"] for optimizer in self.optimizers]
+            decays = weight_decay if matrix_lr is None else 0.0
+            groups = [
+                {"params": [part for part in others if part.ndim > 1], "weight_decay": decays},
+                {"params": [part for part in others if part.ndim <= 1], "weight_decay": 0.0},
+            ]
+            groups = [group for group in groups if group["params"]]
+            self.optimizers.append(torch.optim.AdamW(groups, lr=lr, betas=betas, eps=1e-8, foreach=True))
+        self._base_lr = [[group["lr"] for group in o.param_groups] for o in self.optimizers]
 
     @torch.no_grad()
-    def step(self, lr_scale: float, step: int, weight: float = 1.0) -> float:
-        """One update from the model's gradients over `weight`, which are consumed. Returns their norm."""
+    def collect(self, weight: float = 1.0) -> float:
+        """Take over the model's gradients, divided by `weight`. Returns their norm: it is finite if and only
+        if all of them are.
+        """
         for name, parameter in self.parameters.items():
             assert parameter.grad is not None, f"no gradient for {name}"
             parts = self.masters[name]
@@ -65,19 +73,20 @@ class MasterOptimizer:
             for part, piece in zip(parts, gradient.chunk(len(parts)), strict=True):
                 part.grad = piece.reshape(part.shape)
             parameter.grad = None
-        norm = torch.nn.utils.get_total_norm([part.grad for part in self._flat if part.grad is not None])
-        if not torch.isfinite(norm):
-            self.skipped += 1
-            return float(norm)
-        torch.nn.utils.clip_grads_with_norm_(self._flat, self.clip, norm)
-        for optimizer, base in zip(self.optimizers, self._base_lr, strict=True):
-            optimizer.param_groups[0]["lr"] = base * lr_scale
+        return float(torch.nn.utils.get_total_norm([p.grad for p in self._flat if p.grad is not None]))
+
+    @torch.no_grad()
+    def update(self, lr_scale: float, step: int, norm: float) -> None:
+        """One update from the gradients that were collected, whose norm this is."""
+        torch.nn.utils.clip_grads_with_norm_(self._flat, self.clip, torch.tensor(norm))
+        for optimizer, rates in zip(self.optimizers, self._base_lr, strict=True):
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * lr_scale
             optimizer.step()
         # A young average must not remember the initial weights.
         decay = min(self.ema_decay, (1 + step) / (10 + step))
         torch._foreach_lerp_(self._ema, self._flat, 1 - decay)
         self._copy_to_model()
-        return float(norm)
 
     @torch.no_grad()
     def _copy_to_model(self) -> None:
@@ -97,7 +106,6 @@ class MasterOptimizer:
             "masters": self._flat,
             "ema": self._ema,
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-            "skipped": self.skipped,
         }
 
     @torch.no_grad()
@@ -108,5 +116,4 @@ class MasterOptimizer:
                 part.copy_(value)
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
-        self.skipped = state["skipped"]
         self._copy_to_model()

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Iterable, Sequence
+from difflib import SequenceMatcher
+from itertools import accumulate
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
+    PositiveFloat,
     PositiveInt,
+    Tag,
     TypeAdapter,
     ValidationError,
     model_validator,
@@ -18,17 +26,19 @@ from pydantic import (
 )
 
 from cogvideox.core.errors import InputError, nearest
-from cogvideox.models.specs import ModelSpec, TransformerSpec, VAESpec
-from cogvideox.training.diffusion import DiffusionStage
+from cogvideox.models.specs import SPECS, ModelSpec, PositionPolicy, TransformerSpec, VAESpec
 from cogvideox.training.judge import JudgeStage
 from cogvideox.training.latents import Bucket
-from cogvideox.training.loop import Rates
+from cogvideox.training.loop import Every, Rates, Span
 from cogvideox.training.text import TextSpec
 from cogvideox.training.vae import VAEStage
 
 _STRICT = ConfigDict(extra="forbid", frozen=True)
-for _kind in (VAESpec, VAEStage, TransformerSpec, ModelSpec, DiffusionStage, Bucket, JudgeStage, Rates):
+_PLAIN = (VAESpec, VAEStage, TransformerSpec, ModelSpec, Bucket, JudgeStage, Rates, Every)
+for _kind in _PLAIN:
     with_config(_STRICT)(_kind)
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
 class Strict(BaseModel):
@@ -51,47 +61,16 @@ class VAERecipe(Strict):
     seed: int
     vae: VAESpec
     loss: VAELoss
-    stages: tuple[VAEStage, ...]
+    stages: Annotated[tuple[VAEStage, ...], Field(min_length=1)]
     optimizer: Rates
+    every: Every = Every()
 
-
-class DiffusionRecipe(Strict):
-    """Training of a transformer with its text encoder, on latents of a trained VAE."""
-
-    task: Literal["diffusion"]
-    seed: int
-    vae: Path
-    """Folder of the VAE (config.json and weights)."""
-    latents: Path
-    """Folder of the encoded clips; made when missing."""
-    start: str | None = None
-    """A model ("mini", a folder, a hub id) whose transformer the run goes on from, with its text encoder."""
-    model: ModelSpec
-    """Its `vae` is replaced by that of the VAE's folder."""
-    text: TextSpec
-    text_steps: PositiveInt
-    """Steps in which the text encoder learns to tell captions of different clips apart; then it is frozen."""
-    buckets: tuple[Bucket, ...]
-    drop_text: float
-    """Probability that a sample is trained without text, for classifier-free guidance."""
-    known: float
-    """Probability that a clip comes with its first frame or frames given, for images and continuation."""
-    dense: float = 0.5
-    """Share of dense captions; the others are short."""
-    subject_weight: float = 1.0
-    """How many times errors where a character is count."""
-    stages: tuple[DiffusionStage, ...]
-    optimizer: Rates
-
-    @model_validator(mode="after")
-    def _mixes_name_buckets(self) -> DiffusionRecipe:
-        names = [bucket.name for bucket in self.buckets]
-        for name in names:
-            if names.count(name) > 1:
-                raise InputError(f"two buckets are called {name}")
-        for name in (name for stage in self.stages for name in stage.mix if name not in names):
-            raise InputError(f"a stage mixes an unknown bucket {name!r}{nearest(name, names)}")
-        return self
+    @property
+    def spans(self) -> list[Span]:
+        """The stages, as the loop knows them."""
+        ends = accumulate((stage.steps for stage in self.stages), initial=0)
+        names = ("images" if stage.frames == 1 else f"{stage.frames} frames" for stage in self.stages)
+        return [Span(name, at) for name, at in zip(names, ends, strict=False)]
 
 
 class JudgeRecipe(Strict):
@@ -99,24 +78,251 @@ class JudgeRecipe(Strict):
 
     task: Literal["judge"]
     seed: int
-    stages: tuple[JudgeStage, ...]
+    stages: Annotated[tuple[JudgeStage, ...], Field(min_length=1)]
     optimizer: Rates
+    every: Every = Every()
+
+    @property
+    def spans(self) -> list[Span]:
+        """The stages, as the loop knows them."""
+        ends = accumulate((stage.steps for stage in self.stages), initial=0)
+        names = (f"up to {max(stage.frames)} frames" for stage in self.stages)
+        return [Span(name, at) for name, at in zip(names, ends, strict=False)]
+
+
+class NewText(TextSpec):
+    """A text encoder that is trained first and then frozen, as T5 is in the paper."""
+
+    steps: PositiveInt
+    """In which it learns to tell captions of different clips apart."""
+
+
+class StorybookData(Strict):
+    """Clips of the synthetic world, by buckets of one shape."""
+
+    latents: Path
+    """Folder of the encoded clips; made when missing."""
+    buckets: tuple[Bucket, ...]
+    dense: Share = 0.5
+    """Share of dense captions; the others are short."""
+
+
+class ManifestData(Strict):
+    """Clips and images of a manifest."""
+
+    manifest: Path
+    """Parquet or JSONL, a row a clip."""
+    encoded: Path | None = None
+    """Folder of their latents and text embeddings; None: encoded as they are needed."""
+
+
+class Objective(Strict):
+    """What is asked of the model."""
+
+    drop_text: Share = 0.1
+    """Share of the samples without text, for classifier-free guidance."""
+    known: Share = 0.0
+    """Share of the clips whose first frame or frames are given, for images and continuation."""
+    subject_weight: PositiveFloat = 1.0
+    """How many times errors where a character is count."""
+    image_noise: tuple[float, float] | None = None
+    """Noise on the image condition: its deviation is log-normal, with this mean and deviation of the log."""
+    drop_image: Share = 0.0
+    """Share of the samples without image condition."""
+
+
+class Stage(Strict):
+    """A part of a run with one mix of data and shapes (paper section 3.2)."""
+
+    name: str
+    steps: PositiveInt
+    mix: dict[str, PositiveFloat]
+    """Source -> share of the samples; of Storybook's buckets, samples a step."""
+    rate: PositiveFloat = 1.0
+    """What the optimizer's rates are multiplied with."""
+    anew: bool = False
+    """Their warm-up and decay begin anew."""
+    capacity: PositiveInt | None = None
+    """Tokens of a packed row, text included."""
+    rows: PositiveInt = 1
+    """Rows of a step, of all processes together."""
+    largest: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None
+    """Frames, height and width in pixels of the largest clips. Clips keep their aspect ratio: none has a
+    longer short side, more pixels or more frames.
+    """
+    fps: PositiveInt | None = None
+    """Frames a second; None: the model's."""
+    at_least: dict[str, float] = Field(default_factory=dict)
+    """Score of the manifest -> the lowest value of a clip that is used."""
+    best: dict[str, Share] = Field(default_factory=dict)
+    """Score of the manifest -> the share of the clips that is used, best first."""
+    positions: PositionPolicy | None = None
+    """Position policy of the stage; None: the model's."""
+    sequence: PositiveInt = 1
+    """Processes that share a row."""
+
+
+class Parallel(Strict):
+    """What the run is planned for. It may run on any other number of processes."""
+
+    ranks: PositiveInt = 1
+    shards: PositiveInt = 1
+    """Processes that share one copy of the weights, of their average and of the optimizer's state."""
+    recompute: bool = False
+    """Activation checkpointing: blocks run again in the backward instead of keeping what it needs."""
+
+
+def _named(value: Any) -> Any:
+    """A released model's name stands for its spec."""
+    if isinstance(value, str) and value not in SPECS:
+        raise InputError(f"unknown model {value!r}{nearest(value, SPECS)}")
+    return SPECS[value] if isinstance(value, str) else value
+
+
+_TAGS = ("storybook", "packed")
+
+
+def _data_kind(value: Any) -> str:
+    told = isinstance(value, StorybookData) or (isinstance(value, dict) and "buckets" in value)
+    return _TAGS[0] if told else _TAGS[1]
+
+
+class DiffusionRecipe(Strict):
+    """Training of a transformer on latents of a trained VAE; of its text encoder first, if it has none."""
+
+    task: Literal["diffusion"]
+    seed: int
+    model: Annotated[ModelSpec, BeforeValidator(_named)]
+    """Sizes and conventions, or the name of a released model. Its `vae` is replaced by that of the VAE's
+    folder.
+    """
+    vae: str
+    """Folder of a VAE, or of a whole model that has one, or the id of one on the hub."""
+    start: str | None = None
+    """A model ("mini", a folder, a hub id) whose transformer the run goes on from, with its text encoder."""
+    text: NewText | None = None
+    """Sizes of a new text encoder; None: that of `start`, or of the model that the VAE is from."""
+    data: Annotated[
+        Annotated[StorybookData, Tag(_TAGS[0])] | Annotated[ManifestData, Tag(_TAGS[1])],
+        Discriminator(_data_kind),
+    ]
+    objective: Objective = Objective()
+    stages: Annotated[tuple[Stage, ...], Field(min_length=1)]
+    optimizer: Rates
+    parallel: Parallel = Parallel()
+    every: Every = Every()
+
+    @property
+    def spans(self) -> list[Span]:
+        """The stages, as the loop knows them."""
+        ends = accumulate((stage.steps for stage in self.stages), initial=0)
+        return [Span(s.name, at, s.rate, s.anew) for s, at in zip(self.stages, ends, strict=False)]
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> DiffusionRecipe:
+        _unique("stages", [stage.name for stage in self.stages])
+        for stage in self.stages:
+            if isinstance(self.data, ManifestData) and (stage.capacity is None or stage.largest is None):
+                raise InputError(f"stage {stage.name}: `capacity` and `largest` say what a row holds")
+        if isinstance(self.data, StorybookData):
+            _unique("buckets", names := [bucket.name for bucket in self.data.buckets])
+            for stage in self.stages:
+                if others := [name for name in stage.mix if name not in names]:
+                    raise InputError(
+                        f"a stage mixes an unknown bucket {others[0]!r}{nearest(others[0], names)}"
+                    )
+                own = {"name", "steps", "mix", "rate", "anew"}
+                if more := stage.model_dump(exclude_defaults=True).keys() - own:
+                    raise InputError(f"stage {stage.name}: `{min(more)}` is for the clips of a manifest")
+        conditioned = self.objective.image_noise is not None or self.objective.drop_image > 0
+        if conditioned and not self.model.image_conditioned:
+            raise InputError(f"{self.model.name} has no image condition: no `image_noise`, no `drop_image`")
+        return self
+
+
+def _unique(what: str, names: Sequence[str]) -> None:
+    if double := next((name for name in names if names.count(name) > 1), None):
+        raise InputError(f"two {what} are called {double}")
 
 
 AnyRecipe = VAERecipe | DiffusionRecipe | JudgeRecipe
-Recipe = Annotated[AnyRecipe, Field(discriminator="task")]
+_ADAPTER: TypeAdapter[AnyRecipe] = TypeAdapter(Annotated[AnyRecipe, Field(discriminator="task")])
+_KINDS = (
+    VAERecipe,
+    VAELoss,
+    JudgeRecipe,
+    DiffusionRecipe,
+    NewText,
+    StorybookData,
+    ManifestData,
+    Objective,
+    Stage,
+    Parallel,
+)
 
 
-def load_recipe(path: str | Path) -> AnyRecipe:
-    """Read and check a recipe. Raises InputError naming the file, the key and what is wrong with it."""
+def load_recipe(path: str | Path, changes: Sequence[str] = ()) -> AnyRecipe:
+    """Read and check a recipe, with `changes` such as "optimizer.lr=1e-4" or "stages.0.steps=10".
+
+    Raises InputError naming the file, the key and what is wrong with it.
+    """
     try:
         data: Any = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        return TypeAdapter[AnyRecipe](Recipe).validate_python(data)
     except OSError as error:
         raise InputError(f"cannot read recipe {path}: {error.strerror}") from None
     except yaml.YAMLError as error:
         raise InputError(f"recipe {path} is not YAML: {' '.join(str(error).split())}") from None
+    for change in changes:
+        _change(data, change)
+    try:
+        return _ADAPTER.validate_python(data)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise InputError(f"recipe {path}: {where}: {first['msg']}") from None
+        raise InputError(f"recipe {path}: {_told(error, data)}") from None
+
+
+def _change(data: Any, change: str) -> None:
+    """Set one value in place."""
+    where, equals, value = change.partition("=")
+    *parents, last = where.split(".")
+    if not equals or not last:
+        raise InputError(f"--set {change}: not KEY=VALUE, such as optimizer.lr=1e-4")
+    node = data
+    for part in parents:
+        if isinstance(node, dict):
+            node = node.setdefault(part, {})
+        else:
+            node = node[_place(node, part, change)]
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise InputError(f"--set {change}: {value!r} is not a YAML value") from None
+    node[last if isinstance(node, dict) else _place(node, last, change)] = parsed
+
+
+def _place(node: Any, part: str, change: str) -> int:
+    if isinstance(node, list) and part.isdecimal() and int(part) < len(node):
+        return int(part)
+    have = f"a list of {len(node)}" if isinstance(node, list) else repr(node)
+    raise InputError(f"--set {change}: there is no {part!r} in {have}")
+
+
+def _told(error: ValidationError, data: Any) -> str:
+    """The first thing that is wrong, in words; an unknown key with the nearest known one."""
+    first = error.errors()[0]
+    where = [part for part in first["loc"][1:] if part not in _TAGS]  # the first names the task
+    path = ".".join(map(str, where))
+    if first["type"] not in ("extra_forbidden", "unexpected_keyword_argument"):
+        message = first["msg"].removeprefix("Value error, ")
+        return f"{path}: {message}" if path else message
+    node = data
+    for part in where[:-1]:
+        node = node[part]
+    key = str(where[-1])
+    kinds: list[list[str]] = [[*kind.model_fields] for kind in _KINDS]
+    kinds += [[field.name for field in dataclasses.fields(kind)] for kind in _PLAIN]
+
+    def likely(names: Iterable[str]) -> tuple[int, float]:
+        """A section is of the kind that knows its other keys, else this one."""
+        return len({*names} & {*node}), max(SequenceMatcher(None, key, name).ratio() for name in names)
+
+    return f"{path}: unknown key{nearest(key, max(kinds, key=likely))}"

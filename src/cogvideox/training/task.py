@@ -5,13 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 Metrics = Mapping[str, tuple[float, float]]
-"""Name -> (weighted sum, weight): means come out right over micro-batches, steps and ranks."""
+"""Name -> (weighted sum, weight): means come out right over micro-batches, steps and ranks.
+
+Of those in `COUNTS` the sums themselves are meant. With several phases, one of them counts.
+"""
+COUNTS = ("samples", "tokens", "capacity", "flops")
+"""Samples that were trained on, their tokens, tokens that there was room for, and operations of the model,
+forward and backward.
+"""
 
 
 @dataclass(frozen=True)
@@ -29,7 +36,11 @@ class Loss:
 
 @dataclass(frozen=True)
 class Phase:
-    """A module and the loss that trains it. Phases of a step follow each other, as the two of a GAN do."""
+    """A module and the loss that trains it, as each of the two of a GAN.
+
+    The gradients of all phases of a step are there before any of them moves, so that a step is made or
+    skipped as a whole.
+    """
 
     name: str
     module: nn.Module
@@ -55,4 +66,13 @@ class Task(Protocol):
 
     def evaluate(self, weights: Mapping[str, dict[str, Tensor]], folder: Path, step: int) -> dict[str, float]:
         """Judge averaged weights (by phase) on fixed held-out data; may leave pictures in `folder`."""
+        ...
+
+
+@runtime_checkable
+class Named(Protocol):
+    """A task that can say what is in a micro-batch."""
+
+    def ids(self, micro: Any) -> list[str]:
+        """Names of the samples."""
         ...

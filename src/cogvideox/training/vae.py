@@ -139,7 +139,7 @@ class VAETask:
 
     @property
     def phases(self) -> tuple[Phase, ...]:
-        return (Phase("model", self.model, matrix_blocks=_matrix_blocks),)
+        return (Phase("model", self.model, matrix_blocks=matrix_blocks),)
 
     def loss(self, phase: str, micro: Tensor, step: int) -> Loss:
         video, clips = to_model(micro), float(len(micro))
@@ -212,6 +212,6 @@ class VAETask:
         }
 
 
-def _matrix_blocks(name: str, parameter: Tensor) -> int:
+def matrix_blocks(name: str, parameter: Tensor) -> int:
     ends = ("encoder.conv_in", "encoder.conv_out", "decoder.conv_in", "decoder.conv_out")
     return int(parameter.ndim >= 4 and not name.startswith(ends))

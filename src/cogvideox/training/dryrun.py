@@ -1,0 +1,171 @@
+"""What a recipe would do: its stages, and one step of the largest in a folder that is thrown away."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rich.table import Table
+
+from cogvideox.core.device import peak_memory
+from cogvideox.core.pack import Segment
+from cogvideox.core.shapes import plan_shape
+from cogvideox.generation.plan import gib
+from cogvideox.training import budget, judge, vae
+from cogvideox.training.diffusion import matrix_blocks
+from cogvideox.training.loop import Every
+from cogvideox.training.metrics import Line, Writer
+from cogvideox.training.recipe import (
+    AnyRecipe,
+    DiffusionRecipe,
+    JudgeRecipe,
+    Stage,
+    StorybookData,
+    VAERecipe,
+)
+from cogvideox.training.run import run_recipe
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """A stage at its largest."""
+
+    name: str
+    steps: int
+    tokens: int
+    """Of a step, text included; of a VAE or a judge, pixels."""
+    flops: float
+    """Of a step, forward and backward; 0: not known."""
+    need: budget.Need
+    """Of each process."""
+
+
+def plan(recipe: AnyRecipe) -> list[StagePlan]:
+    """Every stage of a run."""
+    if isinstance(recipe, VAERecipe):
+        return list(_vae_stages(recipe))
+    return list(_judge_stages(recipe) if isinstance(recipe, JudgeRecipe) else _diffusion_stages(recipe))
+
+
+def _vae_stages(recipe: VAERecipe) -> Iterator[StagePlan]:
+    with budget.META:
+        model = vae.VAE(recipe.vae)
+    blocks = None if recipe.optimizer.matrix_lr is None else vae.matrix_blocks
+    need = budget.need(model, blocks)
+    for span, stage in zip(recipe.spans, recipe.stages, strict=True):
+        pixels = stage.batch * stage.crops * stage.frames * stage.crop**2
+        yield StagePlan(span.name, stage.steps, pixels, 0.0, need)
+
+
+def _judge_stages(recipe: JudgeRecipe) -> Iterator[StagePlan]:
+    spec = judge.judge_spec()
+    with budget.META:
+        model = judge.JudgeNet(spec)
+    need = budget.need(model, None if recipe.optimizer.matrix_lr is None else judge.matrix_blocks)
+    for span, stage in zip(recipe.spans, recipe.stages, strict=True):
+        yield StagePlan(span.name, stage.steps, stage.budget * spec.side**2, 0.0, need)
+
+
+def _diffusion_stages(recipe: DiffusionRecipe) -> Iterator[StagePlan]:
+    spec, layout = recipe.model.transformer, recipe.parallel
+    model = budget.on_meta(spec)
+    blocks = None if recipe.optimizer.matrix_lr is None else matrix_blocks
+    for stage in recipe.stages:
+        row = _row(recipe, stage)
+        tokens = sum(segment.length for segment in row)
+        kept = budget.activations(
+            spec, -(-tokens // stage.sequence), recompute=layout.recompute, shards=layout.shards
+        )
+        need = budget.need(model, blocks, activations=kept, shards=layout.shards)
+        flops = stage.rows * budget.train_flops(spec, row)
+        yield StagePlan(stage.name, stage.steps, stage.rows * tokens, flops, need)
+
+
+def _row(recipe: DiffusionRecipe, stage: Stage) -> list[Segment]:
+    """The samples of a row of the largest shapes."""
+    spec = recipe.model.transformer
+    if stage.capacity is not None and stage.largest is not None:
+        return budget.largest_row(spec, stage.capacity, *stage.largest)
+    assert isinstance(recipe.data, StorybookData)
+    shapes = {bucket.name: (bucket.frames, bucket.height, bucket.width) for bucket in recipe.data.buckets}
+    return [
+        Segment(spec.text_length, plan_shape(spec.patch, *shapes[name]).grid)
+        for name, count in stage.mix.items()
+        for _ in range(int(count))
+    ]
+
+
+def table(recipe: AnyRecipe) -> Table:
+    """The plan for people."""
+    unit = "pixels" if isinstance(recipe, VAERecipe) else "tokens"
+    shown = Table("stage", "steps", f"{unit}/step", "work/step", "work", "memory", box=None)
+    for stage in plan(recipe):
+        work = [_work(stage.flops), _work(stage.flops * stage.steps)]
+        cells = f"{stage.steps:,}", f"{stage.tokens:,}", *work, gib(stage.need.total)
+        shown.add_row(stage.name, *cells)
+    return shown
+
+
+def _work(flops: float) -> str:
+    """Operations for people."""
+    for prefix in ("", "k", "M", "G", "T", "P", "E"):
+        if flops < 1000:
+            return f"{flops:.3g} {prefix}FLOP" if flops else "?"
+        flops /= 1000
+    return f"{flops:,.3g} ZFLOP"
+
+
+def needed(recipe: AnyRecipe, processes: int) -> int:
+    """Bytes that each of so many processes needs, which may be fewer than the recipe is made for."""
+    if isinstance(recipe, DiffusionRecipe):
+        shards = min(recipe.parallel.shards, processes)
+        stages = [s.model_copy(update={"sequence": min(s.sequence, processes)}) for s in recipe.stages]
+        layout = recipe.parallel.model_copy(update={"shards": shards})
+        recipe = recipe.model_copy(update={"parallel": layout, "stages": stages})
+    return max(stage.need.total for stage in plan(recipe))
+
+
+@dataclass(frozen=True)
+class Rehearsed:
+    """What one step and one validation took."""
+
+    stage: str
+    seconds: float
+    """Of the step."""
+    peak: int
+    """Memory of this process, bytes."""
+
+
+def rehearse(recipe: AnyRecipe, workers: int) -> Rehearsed:
+    """Go through the whole run with one step of its largest stage, one validation and a few clips, in a
+    folder that is removed at the end.
+    """
+    lines: list[Line] = []
+
+    class Listener(Writer):
+        def write(self, line: Line) -> None:
+            lines.append(line)
+
+    with tempfile.TemporaryDirectory(prefix="cogvideox-") as scratch:
+        short = shortest(recipe, Path(scratch) / "latents")
+        run_recipe(short, Path(scratch) / "run", workers=workers, writers=[Listener()])
+    return Rehearsed(short.spans[0].name, lines[-1]["seconds_per_step"], peak_memory())
+
+
+def shortest(recipe: AnyRecipe, latents: Path) -> AnyRecipe:
+    """The recipe with one step of its largest stage, on as few clips as there can be."""
+    plans, every = plan(recipe), Every(log=1, evaluate=1)
+    largest = max(range(len(plans)), key=lambda i: plans[i].tokens)
+    if not isinstance(recipe, DiffusionRecipe):
+        stage = replace(recipe.stages[largest], steps=1)
+        return recipe.model_copy(update={"stages": (stage,), "every": every})
+    chosen = recipe.stages[largest].model_copy(update={"steps": 1})
+    changes = {"stages": (chosen,), "every": every}
+    if recipe.text is not None:
+        changes["text"] = recipe.text.model_copy(update={"steps": 1})
+    if isinstance(recipe.data, StorybookData):
+        buckets = tuple(replace(b, clips=1) for b in recipe.data.buckets if b.name in chosen.mix)
+        changes["data"] = recipe.data.model_copy(update={"buckets": buckets, "latents": latents})
+    return recipe.model_copy(update=changes)

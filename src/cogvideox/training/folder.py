@@ -1,0 +1,93 @@
+"""A run's folder: what it was made from, by whom and where."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import cogvideox
+from cogvideox.core.device import describe, pick_device
+from cogvideox.core.errors import InputError
+from cogvideox.core.files import write_text
+from cogvideox.training.recipe import AnyRecipe
+
+PACKAGES = ("torch", "numpy", "transformers", "safetensors", "av")
+
+
+def begin(folder: Path, recipe: AnyRecipe, command: Sequence[str]) -> None:
+    """Write `recipe.yaml`, with every default and change in it, and add this start to `environment.json`.
+
+    A run that has checkpoints goes on with the recipe it was begun with: only the last stage may have become
+    longer, and `every` and `parallel` may change. Raises InputError naming the first key that differs.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    resolved: dict[str, Any] = recipe.model_dump(mode="json")
+    path = folder / "recipe.yaml"
+    if path.exists() and any(folder.glob("checkpoints/[!.]*")):
+        _compare(yaml.safe_load(path.read_text(encoding="utf-8")), resolved, folder)
+    write_text(path, yaml.safe_dump(resolved, sort_keys=False, width=110))
+    path = folder / "environment.json"
+    starts = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    write_text(path, json.dumps([*starts, environment(command)], indent=1))
+
+
+def _compare(begun: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
+    old: dict[str, Any] = dict(_leaves(begun))
+    new: dict[str, Any] = dict(_leaves(now))
+    last = f"stages.{len(now['stages']) - 1}.steps"
+    for key in dict.fromkeys((*old, *new)):
+        before, after = old.get(key), new.get(key)
+        longer = key == last and before is not None and after > before
+        if before != after and not longer and not key.startswith(("every.", "parallel.")):
+            raise InputError(
+                f"{folder} was begun with another recipe: {key} was {before} and is now {after}; "
+                "take a new --output"
+            )
+
+
+def _leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """(key, value) of all that is neither section nor list."""
+    if not isinstance(node, (dict, list)) or not node:
+        yield path.removeprefix("."), node
+        return
+    for key, value in node.items() if isinstance(node, dict) else enumerate(node):
+        yield from _leaves(value, f"{path}.{key}")
+
+
+def environment(command: Sequence[str]) -> dict[str, Any]:
+    """What a run depends on beside its recipe."""
+    versions = {"cogvideox": cogvideox.__version__, "python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = "unknown"
+    return {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": list(command),
+        "versions": versions,
+        "commit": commit(),
+        "machine": platform.node(),
+        "system": platform.platform(),
+        "hardware": describe(pick_device()),
+    }
+
+
+def commit() -> str | None:
+    """That of the sources, "-dirty" when they were changed since; None when they are not in a repository."""
+    root = Path(cogvideox.__file__).parents[2]
+    if not (root / ".git").exists():
+        return None
+    asked = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

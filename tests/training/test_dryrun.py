@@ -1,0 +1,103 @@
+"""Plans and rehearsals: every recipe can be planned anywhere, and a rehearsal leaves nothing."""
+
+import json
+
+import pytest
+
+from cogvideox.cli.train import _dry_run
+from cogvideox.core import device
+from cogvideox.core.device import Memory
+from cogvideox.training import dryrun
+from cogvideox.training.recipe import load_recipe
+from tests.test_architecture import RECIPES
+from tests.training.test_recipes import DIFFUSION, VAE, train, write
+
+BIG = [path for path in RECIPES if path.parent.name == "recipes"]
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
+def test_every_recipe_can_be_planned(path):
+    recipe = load_recipe(path)
+    plans = dryrun.plan(recipe)
+    assert [plan.steps for plan in plans] == [stage.steps for stage in recipe.stages]
+    assert all(plan.tokens > 0 and plan.need.total > 0 for plan in plans)
+
+
+@pytest.mark.parametrize("path", BIG, ids=lambda path: path.name)
+def test_large_recipes_fit_the_hardware_that_they_name(path):
+    recipe = load_recipe(path)
+    for stage, plan in zip(recipe.stages, dryrun.plan(recipe), strict=True):
+        assert plan.need.total < 70e9  # of 80, for the allocator and the libraries
+        assert stage.rows * stage.sequence % recipe.parallel.ranks == 0
+        assert recipe.parallel.ranks % recipe.parallel.shards == 0
+
+
+def test_large_recipes_follow_table_5():
+    """Clips, tokens of a row and steps of the paper's stages, as many as whole rows allow."""
+    table = {
+        "2b.yaml": [(2000, 25_000, 400_000), (1000, 75_000, 220_000), (100, 75_000, 10_000)],
+        "5b.yaml": [(2000, 25_000, 400_000), (1000, 75_000, 220_000), (100, 75_000, 10_000)],
+        "1.5-5b.yaml": [
+            (2000, 25_000, 400_000),
+            (1000, 75_000, 220_000),
+            (250, 350_000, 120_000),
+            (100, 350_000, 10_000),
+        ],
+    }
+    for path in BIG:
+        recipe = load_recipe(path)
+        stages = zip(recipe.stages, dryrun.plan(recipe), strict=True)
+        for (stage, plan), (clips, *rest) in zip(stages, table.get(path.name, ()), strict=False):
+            clip = dryrun._row(recipe, stage)[0].length
+            assert plan.tokens / clip == pytest.approx(clips, rel=0.05)
+            assert [stage.capacity, stage.steps] == rest
+
+
+def test_mini_by_hand():
+    """48 close-ups of 64x64 and 8 pictures of 128x128, in tokens of 16x16 pixels, 32 of text each."""
+    recipe = load_recipe(next(path for path in RECIPES if path.name == "transformer.yaml"))
+    assert dryrun.plan(recipe)[0].tokens == 48 * (16 + 32) + 8 * (64 + 32)
+
+
+def test_a_rehearsal_goes_through_the_run_and_leaves_nothing(tmp_path, monkeypatch):
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setenv("TMPDIR", str(scratch))
+    path = write(tmp_path / "vae.yaml", VAE)
+    before = set(tmp_path.rglob("*"))
+    done = train(path, tmp_path / "run", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert "one step of stage 9 frames" in done.stdout
+    assert "GiB at most" in done.stdout
+    assert set(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("missing", [0, 1])
+def test_what_does_not_fit_is_planned_and_not_tried(tmp_path, monkeypatch, capsys, missing):
+    recipe = load_recipe(write(tmp_path / "vae.yaml", VAE))
+    free = dryrun.needed(recipe, 1) - missing
+    monkeypatch.setattr(device, "memory", lambda device: Memory(free, free))
+    monkeypatch.setattr(dryrun, "rehearse", lambda *_: dryrun.Rehearsed("9 frames", 1.0, 2**30))
+    _dry_run(recipe, 0)
+    assert ("not tried" in capsys.readouterr().out) == bool(missing)
+
+
+def test_fewer_processes_than_planned_need_more_each():
+    recipe = load_recipe(next(path for path in BIG if path.name == "2b.yaml"))
+    assert dryrun.needed(recipe, 48) == max(plan.need.total for plan in dryrun.plan(recipe))
+    assert dryrun.needed(recipe, 1) > 20 * 1.69e9
+
+
+def test_work_is_told_in_units():
+    assert [dryrun._work(x) for x in (0, 5e12, 4.946e22)] == ["?", "5 TFLOP", "49.5 ZFLOP"]
+
+
+def test_a_rehearsal_is_of_the_largest_stage_with_few_clips(tmp_path):
+    stages = [DIFFUSION["stages"][0] | {"name": "one", "mix": {"single-1f-32x32-closeup": 9}}]
+    stages.append(DIFFUSION["stages"][0] | {"name": "two", "mix": {"single-9f-32x32": 9}})
+    recipe = load_recipe(write(tmp_path / "r.yaml", DIFFUSION | {"stages": stages}))
+    short = dryrun.shortest(recipe, tmp_path)
+    assert [(stage.name, stage.steps) for stage in short.stages] == [("two", 1)]
+    assert [(bucket.name, bucket.clips) for bucket in short.data.buckets] == [("single-9f-32x32", 1)]
+    assert (short.text.steps, short.data.latents) == (1, tmp_path)
+    assert json.loads(short.model_dump_json())["every"]["evaluate"] == 1
