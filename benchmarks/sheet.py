@@ -1,6 +1,6 @@
 """`python -m benchmarks.sheet MODEL FILE.png`: what a model makes of prompts of single characters.
 
-Prompts, seeds and true clips are those of `training.judge`; counts in docs/log.md come from this sheet.
+Prompts, seeds and true clips are those of `training.sheet`; counts in docs/log.md come from this sheet.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 
 from cogvideox import load
-from cogvideox.training.judge import contact_sheet
+from cogvideox.training.sheet import contact_sheet
 
 
 def main() -> None:

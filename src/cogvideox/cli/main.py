@@ -14,7 +14,19 @@ from typing import Annotated
 import typer
 
 import cogvideox
-from cogvideox.cli import bench, calibrate, convert, data, decode, doctor, generate, info, models, train
+from cogvideox.cli import (
+    bench,
+    calibrate,
+    convert,
+    data,
+    decode,
+    doctor,
+    evaluate,
+    generate,
+    info,
+    models,
+    train,
+)
 from cogvideox.cli.voice import Voice
 from cogvideox.core.errors import InputError, NonFiniteError, PeerError
 from cogvideox.core.heap import one_heap
@@ -49,6 +61,7 @@ for command in (
     app.command()(command)
 app.add_typer(data.app, name="data")
 app.add_typer(train.app, name="train")
+app.add_typer(evaluate.app, name="evaluate")
 
 
 def main() -> None:

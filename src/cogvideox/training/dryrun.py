@@ -13,11 +13,18 @@ from cogvideox.core.device import peak_memory
 from cogvideox.core.pack import Segment
 from cogvideox.core.shapes import plan_shape
 from cogvideox.generation.plan import gib
-from cogvideox.training import budget, vae
+from cogvideox.training import budget, judge, vae
 from cogvideox.training.diffusion import matrix_blocks
 from cogvideox.training.loop import Every
 from cogvideox.training.metrics import Line, Writer
-from cogvideox.training.recipe import AnyRecipe, DiffusionRecipe, Stage, StorybookData, VAERecipe
+from cogvideox.training.recipe import (
+    AnyRecipe,
+    DiffusionRecipe,
+    JudgeRecipe,
+    Stage,
+    StorybookData,
+    VAERecipe,
+)
 from cogvideox.training.run import run_recipe
 
 
@@ -28,7 +35,7 @@ class StagePlan:
     name: str
     steps: int
     tokens: int
-    """Of a step, text included; of a VAE, pixels."""
+    """Of a step, text included; of a VAE or a judge, pixels."""
     flops: float
     """Of a step, forward and backward; 0: not known."""
     need: budget.Need
@@ -37,7 +44,9 @@ class StagePlan:
 
 def plan(recipe: AnyRecipe) -> list[StagePlan]:
     """Every stage of a run."""
-    return list(_vae_stages(recipe) if isinstance(recipe, VAERecipe) else _diffusion_stages(recipe))
+    if isinstance(recipe, VAERecipe):
+        return list(_vae_stages(recipe))
+    return list(_judge_stages(recipe) if isinstance(recipe, JudgeRecipe) else _diffusion_stages(recipe))
 
 
 def _vae_stages(recipe: VAERecipe) -> Iterator[StagePlan]:
@@ -48,6 +57,15 @@ def _vae_stages(recipe: VAERecipe) -> Iterator[StagePlan]:
     for span, stage in zip(recipe.spans, recipe.stages, strict=True):
         pixels = stage.batch * stage.crops * stage.frames * stage.crop**2
         yield StagePlan(span.name, stage.steps, pixels, 0.0, need)
+
+
+def _judge_stages(recipe: JudgeRecipe) -> Iterator[StagePlan]:
+    spec = judge.judge_spec()
+    with budget.META:
+        model = judge.JudgeNet(spec)
+    need = budget.need(model, None if recipe.optimizer.matrix_lr is None else judge.matrix_blocks)
+    for span, stage in zip(recipe.spans, recipe.stages, strict=True):
+        yield StagePlan(span.name, stage.steps, stage.budget * spec.side**2, 0.0, need)
 
 
 def _diffusion_stages(recipe: DiffusionRecipe) -> Iterator[StagePlan]:
@@ -137,6 +155,9 @@ def shortest(recipe: AnyRecipe, scratch: Path) -> AnyRecipe:
         stage, judge = replace(recipe.stages[largest], steps=1), recipe.adversarial
         at_once = judge and replace(judge, begins=-1)  # in the VAE's loss from the first step on
         return recipe.model_copy(update={"stages": (stage,), "every": every, "adversarial": at_once})
+    if not isinstance(recipe, DiffusionRecipe):
+        only = (replace(recipe.stages[largest], steps=1),)
+        return recipe.model_copy(update={"stages": only, "every": every})
     chosen = recipe.stages[largest].model_copy(update={"steps": 1})
     changes = {"stages": (chosen,), "every": every}
     if recipe.text is not None:

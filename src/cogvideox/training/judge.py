@@ -1,58 +1,298 @@
-"""What a model makes of fixed prompts, with the sampler that users get: a contact sheet, or clips."""
+"""Training of the judge on renders of Storybook, worn as videos of a model are: blurred, noisy, rescaled.
+
+Shape legend: B clips, T frames, C channels, H W pixels or cells, K characters, Q questions.
+"""
 
 from __future__ import annotations
 
-import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import Dataset
 
+from cogvideox.checkpoints.folder import write_json
+from cogvideox.checkpoints.weights import write_weights
+from cogvideox.core import rng
 from cogvideox.core.files import atomic_path
-from cogvideox.data.encoded import Store
-from cogvideox.data.storybook import World
-from cogvideox.generation.media import to_frames
-from cogvideox.generation.pipeline import Pipeline
+from cogvideox.data.storybook import Clip, World
+from cogvideox.data.storybook.labels import UNSURE, Labels, cells, labels, vocabulary
+from cogvideox.data.storybook.world import VERSION
+from cogvideox.models.judge import STRIDE, JudgeNet, JudgeSpec, Look, Questions, fit
+from cogvideox.training.task import Loss, Metrics, Phase
 
-TEXT_WIDTH = 200  # pixels
+SIDES = (64, 96, 128, 128)
+"""Short sides in pixels of the renders, one drawn for each step."""
+ASPECTS = ((1, 1), (1, 1), (9, 16), (16, 9))
+"""Their height to width."""
+TESTS = 96
+"""Held-out clips of each validation."""
 
 
-def contact_sheet(pipe: Pipeline, path: Path, *, seed: int, prompts: int, steps: int) -> None:
-    """Write a sheet to `path`, a row a prompt: the prompt, three true frames, five generated ones.
+@dataclass(frozen=True, kw_only=True)
+class JudgeStage:
+    """A part of the run with one mix of lengths."""
 
-    One prompt in three is a composition that was held out, the others are of the training split.
-    """
-    spec, rows = pipe.spec, []
-    for index in range(prompts):
-        world = World(seed=seed, split="heldout" if index % 3 == 2 else "train", level="single")
-        clip = world.clip(10_000_000 + index, duration=(spec.frames - 1) / spec.fps)
-        prompt = clip.short_caption(0)
-        true = clip.render(frames=spec.frames, fps=spec.fps, height=spec.height, width=spec.width)
-        made = pipe(prompt, seed=index, steps=steps).frames
-        chosen = [true[i] for i in np.linspace(0, len(true) - 1, 3).astype(int)]
-        chosen += [made[i] for i in np.linspace(0, len(made) - 1, 5).astype(int)]
-        label = Image.new("RGB", (TEXT_WIDTH, spec.height), "white")
-        told = "\n".join(textwrap.wrap(f"{index}. {prompt}", 32))
-        ImageDraw.Draw(label).text((4, 4), told, fill="black")
-        rows.append(np.concatenate([np.asarray(label), *chosen], axis=1))
-    with atomic_path(path) as partial:
-        Image.fromarray(np.concatenate(rows)).save(partial)
+    steps: int
+    frames: dict[int, float]
+    """Frames of a clip -> how often it is drawn."""
+    budget: int
+    """Frames per step, if they are square; larger ones are fewer."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """Clips of one shape with their answers, as tensors."""
+
+    video_BTCHW: Tensor
+    """uint8"""
+    classes_BTP: Tensor
+    targets_BTP4: Tensor
+    present_BK: Tensor
+    whole: dict[str, Tensor]
+    """Question -> class (B,); "event": (B, events), several may be true."""
+    asked: Questions
+    motion_Q: Tensor
+    relation_Q: Tensor
+    """Classes; UNSURE where that is not what is asked."""
+
+
+def worn(video_TCHW: Tensor, draw: np.random.Generator) -> Tensor:
+    """A clip in [-1, 1] with the faults of a VAE: lost detail, noise, other colours, mixed neighbours."""
+    height, width = video_TCHW.shape[2:]
+    share = draw.uniform(0.35, 1.0)
+    small = F.interpolate(
+        video_TCHW, size=(round(height * share), round(width * share)), mode="bilinear", antialias=True
+    )
+    video_TCHW = F.interpolate(small, size=(height, width), mode="bilinear")
+    if draw.random() < 0.5:
+        mix = draw.uniform(0, 0.4)
+        video_TCHW = (1 - mix) * video_TCHW + mix * torch.cat([video_TCHW[:1], video_TCHW[:-1]])
+    noise = draw.standard_normal(video_TCHW.shape, dtype=np.float32) * draw.uniform(0, 0.08)
+    return video_TCHW * draw.uniform(0.85, 1.1) + draw.uniform(-0.08, 0.08) + torch.from_numpy(noise)
+
+
+def show(
+    clips: Iterable[Clip], frames: int, height: int, width: int, spec: JudgeSpec, wear: Mapping[int, Any]
+) -> Shown:
+    """Render and label clips; `wear` gives the generator of `worn` for the positions that are to be worn."""
+    videos, classes, targets, answers = [], [], [], []
+    for index, clip in enumerate(clips):
+        video = fit(clip.render(frames, 8, height, width), spec)
+        if index in wear:
+            video = worn(video, wear[index])
+        rows, columns = (n // STRIDE for n in video.shape[2:])
+        names, boxes = cells(clip, frames, 8, rows, columns)
+        videos.append(((video.clamp(-1, 1) + 1) * 127.5).round().byte())
+        classes.append(torch.from_numpy(names).flatten(1))
+        targets.append(torch.from_numpy(boxes).flatten(1, 2))
+        answers.append(labels(clip, frames))
+    return Shown(torch.stack(videos), torch.stack(classes), torch.stack(targets), **_numbers(answers))
+
+
+def _numbers(answers: list[Labels]) -> dict[str, Any]:
+    words = vocabulary()
+
+    def number(question: str, word: str) -> int:
+        return words[question].index(word)
+
+    whole = {
+        name: torch.tensor([number(name, str(getattr(one, name))) for one in answers])
+        for name in ("scene", "style", "camera", "count")
+    }
+    several = {
+        name: torch.tensor([[float(word in found) for word in words[name]] for found in sets])
+        for name, sets in (
+            ("character", [one.characters for one in answers]),
+            ("event", [one.events for one in answers]),
+        )
+    }
+    rows = []
+    for index, one in enumerate(answers):
+        for q in one.questions:
+            other = number("character", q.other) if q.other else -1
+            motion = number("motion", q.motion) if q.motion else UNSURE
+            relation = number("relation", q.relation) if q.relation else UNSURE
+            rows.append((index, number("character", q.character), other, q.first, q.last, motion, relation))
+    # One is always asked, so that all weights have gradients.
+    columns = torch.tensor(rows or [(0, 0, -1, 0, 1, UNSURE, UNSURE)]).unbind(1)
+    return {
+        "present_BK": several["character"],
+        "whole": whole | {"event": several["event"]},
+        "asked": Questions(*columns[:5]),
+        "motion_Q": columns[5],
+        "relation_Q": columns[6],
+    }
+
+
+class JudgeBatches(Dataset[Any]):
+    """Step -> one micro-batch of clips of one shape; a function of its key."""
+
+    def __init__(self, stages: tuple[JudgeStage, ...], spec: JudgeSpec, seed: int) -> None:
+        self.stages, self.spec, self.seed = stages, spec, seed
+
+    def __len__(self) -> int:
+        return sum(stage.steps for stage in self.stages)
+
+    def _stage(self, step: int) -> JudgeStage:
+        for stage in self.stages:
+            if step < stage.steps:
+                return stage
+            step -= stage.steps
+        raise IndexError(step)
+
+    def __getitem__(self, step: int) -> list[Shown]:
+        stage, draw = self._stage(step), rng.generator(self.seed, "judge-batch", step)
+        shares = np.asarray(list(stage.frames.values()), float)
+        frames = int(draw.choice(list(stage.frames), p=shares / shares.sum()))
+        side, aspect = int(draw.choice(SIDES)), ASPECTS[int(draw.integers(len(ASPECTS)))]
+        height, width = (16 * round(side * n / min(aspect) / 16) for n in aspect)
+        count = max(1, round(stage.budget * min(aspect) / (frames * max(aspect))))
+        world = World(seed=self.seed, split="train")
+        clips = [world.clip(int(i), (frames - 1) / 8) for i in draw.integers(2**31, size=count)]
+        wear = {k: rng.generator(self.seed, "wear", step, k) for k in range(count) if draw.random() < 0.6}
+        return [show(clips, frames, height, width, self.spec, wear)]
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What the judge says, as logits."""
+
+    look: Look
+    present_BK: Tensor
+    whole: dict[str, Tensor]
+    motion_QA: Tensor
+    relation_QR: Tensor
+
+
+def answer(net: JudgeNet, shown: Shown) -> Answers:
+    """Ask everything that the answers are known of."""
+    look = net(shown.video_BTCHW.float() / 127.5 - 1)
+    return Answers(look, net.present(look), net.whole(look), *net.motion(look, shown.asked))
+
+
+def losses(said: Answers, shown: Shown) -> dict[str, Tensor]:
+    """The loss of each kind of answer, a mean over what it is asked of."""
+    logits_BTPK, classes_BTP = said.look.logits_BTPK, shown.classes_BTP
+    nobody = logits_BTPK.shape[-1] - 1
+    error_BTP = F.cross_entropy(logits_BTPK.flatten(0, 2), classes_BTP.flatten(), reduction="none")
+    error_BTP, seen_BTP = error_BTP.view_as(classes_BTP), (classes_BTP >= 0) & (classes_BTP < nobody)
+    scale = torch.tensor([4.0, 4.0, 1.0, 1.0])
+    found = {
+        "cell": _mean(error_BTP[seen_BTP]) + _mean(error_BTP[classes_BTP == nobody]),
+        "box": _mean(((said.look.boxes_BTP4 - shown.targets_BTP4)[seen_BTP] * scale).abs()),
+        "present": _several(said.present_BK, shown.present_BK),
+        "motion": _asked(said.motion_QA, shown.motion_Q),
+        "relation": _asked(said.relation_QR, shown.relation_Q),
+        "event": _several(said.whole["event"], shown.whole["event"]),
+    }
+    for name in ("scene", "style", "camera", "count"):
+        found[name] = F.cross_entropy(said.whole[name], shown.whole[name])
+    return found
+
+
+def _several(logits: Tensor, truth: Tensor) -> Tensor:
+    return F.binary_cross_entropy_with_logits(logits, truth, reduction="none").sum(1).mean()
+
+
+def _asked(logits: Tensor, truth: Tensor) -> Tensor:
+    return F.cross_entropy(logits, truth, reduction="sum") / max(1, int((truth >= 0).sum()))
+
+
+def _mean(x: Tensor) -> Tensor:
+    return x.sum() / max(1, len(x))
 
 
 @torch.no_grad()
-def clips(pipe: Pipeline, store: Store, chosen: Sequence[int], folder: Path, *, seed: int) -> None:
-    """Write to `folder` a clip for the first caption of each chosen sample, in its shape and, if the model
-    goes on from an image, from its first frame as the VAE has it.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    for number, index in enumerate(chosen):
-        sample, image = store.samples[index], None
-        if pipe.spec.image_conditioned:
-            first = store.read(index, 0).mean_CTHW[None, :, :1]
-            image = to_frames(pipe.vae.decode(first.to(pipe.vae.dtype)))[0]
-        _, prompt = sample.captions[0]
-        frames, height, width = sample.frames, sample.height, sample.width
-        made = pipe(prompt, image, frames=frames, height=height, width=width, seed=seed)
-        made.save(folder / f"{number}{'.png' if frames == 1 else '.mp4'}")
+def right(said: Answers, shown: Shown) -> Metrics:
+    """How many answers of each kind are right, and how many were asked: sets count when all of one are."""
+    sets = {
+        "characters": ((said.present_BK > 0) == (shown.present_BK > 0)).all(1),
+        "event": ((said.whole["event"] > 0) == (shown.whole["event"] > 0)).all(1),
+    }
+    for name in ("scene", "style", "camera", "count"):
+        sets[name] = said.whole[name].argmax(1) == shown.whole[name]
+    for name, logits, truth in (
+        ("motion", said.motion_QA, shown.motion_Q),
+        ("relation", said.relation_QR, shown.relation_Q),
+    ):
+        sets[name] = (logits.argmax(1) == truth)[truth >= 0]
+    return {name: (float(hits.sum()), float(len(hits))) for name, hits in sets.items()}
+
+
+def judge_spec() -> JudgeSpec:
+    """The judge that knows the words of this Storybook."""
+    return JudgeSpec(answers={name: len(words) for name, words in vocabulary().items()})
+
+
+class JudgeTask:
+    """All kinds of answers count the same."""
+
+    def __init__(
+        self, spec: JudgeSpec, stages: tuple[JudgeStage, ...], *, seed: int, tests: int = TESTS
+    ) -> None:
+        torch.manual_seed(seed)
+        self.spec, self.seed, self.tests = spec, seed, tests
+        self.model = JudgeNet(spec).to_bf16()
+        self._batches = JudgeBatches(stages, spec, seed)
+
+    def batches(self) -> JudgeBatches:
+        return self._batches
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        return (Phase("model", self.model, matrix_blocks=matrix_blocks),)
+
+    def loss(self, phase: str, micro: Shown, step: int) -> Loss:
+        said, clips = answer(self.model, micro), float(len(micro.video_BTCHW))
+        parts = losses(said, micro)
+        means = {f"loss_{name}": (part.item() * clips, clips) for name, part in parts.items()}
+        return Loss(torch.stack(list(parts.values())).sum() * clips, clips, means | dict(right(said, micro)))
+
+    def evaluate(self, weights: Mapping[str, dict[str, Tensor]], folder: Path, step: int) -> dict[str, float]:
+        """Shares of right answers about held-out clips of 17 frames of 128x128, as they are and worn."""
+        net = JudgeNet(self.spec).to_bf16().eval()
+        net.load_state_dict(weights["model"])
+        clean, rough = (ceiling(net, seed=self.seed, clips=self.tests, wear=wear) for wear in (False, True))
+        return {f"eval_{n}": v for n, v in clean.items()} | {f"worn_{n}": v for n, v in rough.items()}
+
+
+@torch.no_grad()
+def ceiling(
+    net: JudgeNet, *, seed: int, clips: int, frames: int = 17, side: int = 128, wear: bool = False
+) -> dict[str, float]:
+    """Shares of right answers about renders, half of them of compositions that training never shows."""
+    sums: dict[str, tuple[float, float]] = {}
+    for index in range(0, clips, 8):
+        shown = show(_tests(seed, index, 8, frames), frames, side, side, net.spec,
+                     {k: rng.generator(seed, "wear-test", index, k) for k in range(8 * wear)})  # fmt: skip
+        for name, (hits, asked) in right(answer(net, shown), shown).items():
+            before = sums.get(name, (0.0, 0.0))
+            sums[name] = before[0] + hits, before[1] + asked
+    return {name: round(hits / asked, 4) for name, (hits, asked) in sums.items() if asked}
+
+
+def _tests(seed: int, first: int, count: int, frames: int) -> Iterator[Clip]:
+    for index in range(first, first + count):
+        world = World(seed=seed + 1, split=("train", "heldout")[index % 2])
+        yield world.clip(index, (frames - 1) / 8)
+
+
+def write_judge(net: JudgeNet, folder: Path, seed: int, clips: int = 1000) -> None:
+    """The judge as `evaluation.judge` reads it, with its ceiling: how right it is about real renders."""
+    with atomic_path(folder) as partial:
+        write_weights(net.state_dict().items(), partial, "model", dtype=torch.bfloat16)
+        found = ceiling(net, seed=seed, clips=clips)
+        config = {"world": VERSION, "spec": asdict(net.spec), "seed": seed, "clips": clips, "ceiling": found}
+        write_json(partial / "config.json", config)
+
+
+def matrix_blocks(name: str, parameter: Tensor) -> int:
+    if parameter.ndim < 2 or name.startswith(("layer2", "name", "box")) or ".leave" in name:
+        return 0
+    return 3 if "in_proj" in name else 1

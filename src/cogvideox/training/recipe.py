@@ -32,6 +32,7 @@ from cogvideox.data.mixture import Choice
 from cogvideox.data.storybook.rows import Part
 from cogvideox.models.discriminator import DiscriminatorSpec
 from cogvideox.models.specs import SPECS, ModelSpec, PositionPolicy, TransformerSpec, VAESpec
+from cogvideox.training.judge import JudgeStage
 from cogvideox.training.loop import Every, Rates, Span
 from cogvideox.training.packs import DiffusionStage, Objective, Share
 from cogvideox.training.text import TextSpec
@@ -40,7 +41,7 @@ from cogvideox.training.vae import Adversarial, VAELoss, VAEStage
 _STRICT = ConfigDict(extra="forbid", frozen=True)
 _PLAIN = (
     *(VAESpec, VAEStage, VAELoss, Adversarial, DiscriminatorSpec),
-    *(TransformerSpec, ModelSpec, Part, Objective, Rates, Every),
+    *(TransformerSpec, ModelSpec, Part, Objective, JudgeStage, Rates, Every),
 )
 for _kind in _PLAIN:
     with_config(_STRICT)(_kind)
@@ -72,6 +73,23 @@ class VAERecipe(Strict):
         """The stages, as the loop knows them."""
         ends = accumulate((stage.steps for stage in self.stages), initial=0)
         names = ("images" if stage.frames == 1 else f"{stage.frames} frames" for stage in self.stages)
+        return [Span(name, at) for name, at in zip(names, ends, strict=False)]
+
+
+class JudgeRecipe(Strict):
+    """Training of the judge of Storybook videos."""
+
+    task: Literal["judge"]
+    seed: int
+    stages: Annotated[tuple[JudgeStage, ...], Field(min_length=1)]
+    optimizer: Rates
+    every: Every = Every()
+
+    @property
+    def spans(self) -> list[Span]:
+        """The stages, as the loop knows them."""
+        ends = accumulate((stage.steps for stage in self.stages), initial=0)
+        names = (f"up to {max(stage.frames)} frames" for stage in self.stages)
         return [Span(name, at) for name, at in zip(names, ends, strict=False)]
 
 
@@ -238,10 +256,11 @@ def _unique(what: str, names: Sequence[str]) -> None:
         raise InputError(f"two {what} are called {double}")
 
 
-AnyRecipe = VAERecipe | DiffusionRecipe
+AnyRecipe = VAERecipe | DiffusionRecipe | JudgeRecipe
 _ADAPTER: TypeAdapter[AnyRecipe] = TypeAdapter(Annotated[AnyRecipe, Field(discriminator="task")])
 _KINDS = (
     VAERecipe,
+    JudgeRecipe,
     DiffusionRecipe,
     NewText,
     StorybookData,

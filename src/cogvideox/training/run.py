@@ -35,13 +35,21 @@ from cogvideox.models.vae.autoencoder import VAE
 from cogvideox.training.diffusion import DiffusionTask
 from cogvideox.training.encode import Encoder, load_vae, text_hash, vae_hash
 from cogvideox.training.folder import begin
-from cogvideox.training.judge import clips, contact_sheet
+from cogvideox.training.judge import JudgeTask, judge_spec, write_judge
 from cogvideox.training.live import View
 from cogvideox.training.loop import Rates, train
 from cogvideox.training.metrics import Meter, Writer
 from cogvideox.training.packs import PackedBatches
 from cogvideox.training.perceptual import find_perceptual
-from cogvideox.training.recipe import AnyRecipe, DiffusionRecipe, NewText, StorybookData, VAERecipe
+from cogvideox.training.recipe import (
+    AnyRecipe,
+    DiffusionRecipe,
+    JudgeRecipe,
+    NewText,
+    StorybookData,
+    VAERecipe,
+)
+from cogvideox.training.sheet import clips, contact_sheet
 from cogvideox.training.stores import encode_storybook, live
 from cogvideox.training.text import TextTask, make_tokenizer, new_t5, tokenize
 from cogvideox.training.vae import VAETask
@@ -55,11 +63,14 @@ def run_recipe(recipe: AnyRecipe, folder: Path, *, workers: int = 1, writers: Se
     """Train what the recipe describes in `folder`; resumes from the folder's checkpoint. `writers` are told
     of the run's numbers.
 
-    A VAE ends up in `folder/vae`, a whole model in `folder/model`, as diffusers reads them; returns which.
+    A VAE ends up in `folder/vae`, a whole model in `folder/model`, as diffusers reads them, a judge in
+    `folder/judge`; returns which.
     """
     begin(folder, recipe, sys.argv)
     if isinstance(recipe, VAERecipe):
         return run_vae(recipe, folder, workers, writers)
+    if isinstance(recipe, JudgeRecipe):
+        return run_judge(recipe, folder, workers, writers)
     return run_diffusion(recipe, folder, workers, writers)
 
 
@@ -98,6 +109,24 @@ def run_vae(recipe: VAERecipe, folder: Path, workers: int, writers: Sequence[Wri
         write_json(partial / "config.json", write_vae(vae.spec, 128, 128))
         write_json(partial / OWN_FILE, {"record": {"perceptual": perceptual.name}})
     return folder / "vae"
+
+
+def run_judge(recipe: JudgeRecipe, folder: Path, workers: int, writers: Sequence[Writer]) -> Path:
+    """Train a judge and write it with the shares of its right answers about true renders."""
+    task = JudgeTask(judge_spec(), recipe.stages, seed=recipe.seed)
+    optimizer = train(
+        task,
+        folder,
+        {"model": recipe.optimizer},
+        steps=sum(stage.steps for stage in recipe.stages),
+        stages=recipe.spans,
+        every=recipe.every,
+        workers=workers,
+        writers=writers,
+    )["model"]
+    task.model.load_state_dict(optimizer.ema_weights())
+    write_judge(task.model.eval(), folder / "judge", recipe.seed)
+    return folder / "judge"
 
 
 def run_diffusion(recipe: DiffusionRecipe, folder: Path, workers: int, writers: Sequence[Writer]) -> Path:

@@ -1,0 +1,103 @@
+"""The trained judge, asked in words. Shape legend: T frames, H W pixels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import cogvideox
+from cogvideox.checkpoints.settings import read_json
+from cogvideox.checkpoints.weights import Weights
+from cogvideox.core.errors import CheckpointError, InputError
+from cogvideox.data.storybook.labels import vocabulary
+from cogvideox.data.storybook.world import VERSION
+from cogvideox.data.video import Frames
+from cogvideox.models.judge import JudgeNet, JudgeSpec, Look, Questions, fit
+
+FOLDER = Path(cogvideox.__file__).parent / "assets" / "judge"
+FPS = 8
+"""Frames per second of all that the judge sees."""
+NEEDED = 0.95
+"""Share of right answers about real renders below which nothing is judged."""
+KEY_ANSWERS = ("characters", "scene", "motion")
+
+
+@dataclass(frozen=True)
+class Judge:
+    """A judge that has shown what it can."""
+
+    net: JudgeNet
+    ceiling: dict[str, float]
+    """Shares of right answers about real renders, by kind."""
+
+    @classmethod
+    def load(cls, folder: Path = FOLDER) -> Judge:
+        """Read what `cogvideox train recipes/mini/judge.yaml` wrote. CheckpointError when it is damaged or of
+        another world, InputError when it is not good enough to judge by.
+        """
+        config = read_json(folder / "config.json")
+        words = {name: len(known) for name, known in vocabulary().items()}
+        if config["world"] != VERSION or config["spec"]["answers"] != words:
+            raise CheckpointError(f"the judge in {folder} was trained on another version of Storybook")
+        channels = tuple(config["spec"].pop("channels"))
+        net = JudgeNet(JudgeSpec(**config["spec"], channels=channels))
+        net.load_state_dict(dict(Weights(folder)))
+        ceiling = config["ceiling"]
+        for name in KEY_ANSWERS:
+            if not ceiling[name] >= NEEDED:
+                raise InputError(
+                    f"the judge in {folder} is right about only {ceiling[name]:.3f} of {name} in true "
+                    f"renders, {NEEDED} are needed: train it longer (recipes/mini/judge.yaml)"
+                )
+        return cls(net.to_bf16().eval(), ceiling)
+
+    @torch.no_grad()
+    def read(self, video_THWC: Frames) -> Reading:
+        """Look at 1 frame or more, uint8 at 8 per second, of any size."""
+        return Reading(self.net, self.net(fit(video_THWC, self.net.spec)[None]), len(video_THWC))
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the judge sees in one video."""
+
+    net: JudgeNet
+    look: Look
+    frames: int
+
+    @torch.no_grad()
+    def characters(self, first: int = 0, last: int | None = None) -> frozenset[str]:
+        """All that are there at some time from frame `first` to `last`, that one not included."""
+        logits = self.net.present(self.look, first, last)[0]
+        return frozenset(w for w, x in zip(vocabulary()["character"], logits.tolist(), strict=True) if x > 0)
+
+    @cached_property
+    @torch.no_grad()
+    def _whole(self) -> dict[str, Tensor]:
+        return {name: logits[0] for name, logits in self.net.whole(self.look).items()}
+
+    def about(self, question: str) -> str:
+        """The answer to "scene", "style", "camera" or "count"."""
+        return vocabulary()[question][int(self._whole[question].argmax())]
+
+    def events(self) -> frozenset[str]:
+        pairs = zip(vocabulary()["event"], self._whole["event"].tolist(), strict=True)
+        return frozenset(word for word, logit in pairs if logit > 0)
+
+    def motion(self, who: str, other: str | None = None, first: int = 0, last: int | None = None) -> str:
+        """What a character does from frame `first` to `last`; `other` is somebody else in the picture."""
+        return vocabulary()["motion"][int(self._ask(who, other, first, last)[0].argmax())]
+
+    def relation(self, who: str, other: str | None) -> str:
+        """How a character relates to the other; None where all are of one kind."""
+        return vocabulary()["relation"][int(self._ask(who, other, 0, None)[1].argmax())]
+
+    @torch.no_grad()
+    def _ask(self, who: str, other: str | None, first: int, last: int | None) -> tuple[Tensor, Tensor]:
+        names = vocabulary()["character"]
+        row = (0, names.index(who), names.index(other) if other else -1, first, last or self.frames)
+        return self.net.motion(self.look, Questions(*torch.tensor([row]).unbind(1)))

@@ -1,0 +1,289 @@
+"""A judge of Storybook videos: who is where in each frame, what each one does, and what happens around it.
+
+A convolutional trunk looks at every frame and, through shifted channels, at its neighbours (temporal shift,
+Lin et al. 2019). Each cell of a grid names the character that it shows and the box around it, so that every
+class gives a track of places, sizes and features; small attention over time reads the motion of one
+character from its track and the other's, and scene, style, camera, events and count from whole frames.
+
+Shape legend: B clips, T frames, C channels, H W pixels or cells, P = H * W cells, K characters and the
+background, D width of the cells, G of the frames' features, Q questions, M width over time.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+STRIDE = 8
+"""Pixels of a cell."""
+GRID = 3
+"""Parts of a frame along each side whose features are kept apart: a zoom moves them in different ways."""
+TRACK = 6
+"""Numbers of a track: x, y, log width, log height, log area, and 1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeSpec:
+    """Sizes of the judge."""
+
+    answers: dict[str, int]
+    """Classes of each question: "character", "motion", "relation" and those about the whole clip."""
+    side: int = 96
+    """Short side in pixels to which all videos are brought."""
+    channels: tuple[int, int, int, int] = (32, 64, 96, 160)
+    """Widths of the trunk at strides 2, 4, 8 and 16."""
+    blocks: int = 2
+    """Residual blocks at strides 8 and 16 each."""
+    width: int = 128
+    """Of the features of a cell."""
+    time_width: int = 96
+    """Of the attention over time."""
+
+    @property
+    def whole(self) -> dict[str, int]:
+        """Questions about the whole clip and their classes."""
+        return {
+            name: n for name, n in self.answers.items() if name not in ("character", "motion", "relation")
+        }
+
+    def fit(self, height: int, width: int) -> tuple[int, int]:
+        """The size to which pictures are brought: the short side is `side`, the long one divides by 16."""
+        unit = self.side / min(height, width)
+        return 16 * int(height * unit / 16 + 0.5), 16 * int(width * unit / 16 + 0.5)
+
+
+def fit(video_THWC: NDArray[np.uint8], spec: JudgeSpec) -> Tensor:
+    """uint8 frames of any size as float32 (T, C, H, W) in [-1, 1] of the judge's size."""
+    x_TCHW = torch.from_numpy(video_THWC).permute(0, 3, 1, 2).float()
+    size = spec.fit(*x_TCHW.shape[2:])
+    if size != tuple(x_TCHW.shape[2:]):
+        x_TCHW = F.interpolate(x_TCHW, size=size, mode="bilinear", antialias=True, align_corners=False)
+    return (x_TCHW / 127.5 - 1).clamp(-1, 1)
+
+
+class Layer(nn.Module):
+    """Convolution, norm, ReLU; a part of the channels comes from the frame before and the one after."""
+
+    def __init__(self, inner: int, outer: int, *, stride: int = 1, shift: bool = True) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(inner, outer, 3, stride, 1, bias=False)
+        self.norm = nn.GroupNorm(8, outer)
+        self.shifted = inner // 8 if shift else 0
+
+    def forward(self, x_NCHW: Tensor, frames: int, skip: Tensor | None = None) -> Tensor:
+        """`x_NCHW` holds clips of `frames` frames each; `skip` is added before the ReLU."""
+        if self.shifted and frames > 1:
+            c, at = self.shifted, torch.arange(len(x_NCHW), device=x_NCHW.device)
+            before = torch.where(at % frames == 0, at, at - 1)
+            after = torch.where(at % frames == frames - 1, at, at + 1)
+            past, future = x_NCHW[:, :c].index_select(0, before), x_NCHW[:, c : 2 * c].index_select(0, after)
+            x_NCHW = torch.cat([past, future, x_NCHW[:, 2 * c :]], dim=1)
+        y_NCHW = self.norm(self.conv(x_NCHW))
+        return F.relu(y_NCHW if skip is None else y_NCHW + skip)
+
+
+class Block(nn.Module):
+    """Two layers around which the input goes too."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.one, self.two = Layer(channels, channels), Layer(channels, channels, shift=False)
+
+    def forward(self, x_NCHW: Tensor, frames: int) -> Tensor:
+        return self.two(self.one(x_NCHW, frames), frames, skip=x_NCHW)
+
+
+class OverTime(nn.Module):
+    """From a series of tokens of any length, with their times, to the logits of some questions."""
+
+    def __init__(self, inner: int, width: int, outer: int, layers: int = 2, heads: int = 4) -> None:
+        super().__init__()
+        self.enter = nn.Linear(inner, width)
+        self.near = nn.Conv1d(width, width, 3, padding=1)
+        self.layers = nn.ModuleList(
+            nn.TransformerEncoderLayer(
+                width, heads, 2 * width, dropout=0.0, batch_first=True, norm_first=True
+            )
+            for _ in range(layers)
+        )
+        self.norm = nn.LayerNorm(width)
+        self.leave = nn.Linear(2 * width, outer)
+
+    def forward(self, x_QTD: Tensor, real_QT: Tensor) -> Tensor:
+        """`real_QT` is False where a series has ended."""
+        here_QT1 = real_QT[..., None].to(x_QTD.dtype)
+        x_QTM = self.enter(x_QTD)
+        x_QTM = x_QTM + times(real_QT, x_QTM.shape[-1]).to(x_QTM.dtype)
+        x_QTM = x_QTM * here_QT1
+        x_QTM = x_QTM + self.near(x_QTM.mT).mT * here_QT1
+        for layer in self.layers:
+            x_QTM = layer(x_QTM, src_key_padding_mask=~real_QT)
+        x_QTM = self.norm(x_QTM)
+        mean_QM = (x_QTM * here_QT1).sum(1) / here_QT1.sum(1)
+        most_QM = x_QTM.masked_fill(~real_QT[..., None], -1e4).amax(1)
+        return self.leave(torch.cat([mean_QM, most_QM], dim=1)).float()
+
+
+def times(real_QT: Tensor, width: int) -> Tensor:
+    """Sines and cosines (Q, T, width) of the frame's number, and of its share of the series."""
+    at_T = torch.arange(real_QT.shape[1], device=real_QT.device).float()
+    share_QT = at_T / (real_QT.sum(1, keepdim=True) - 1).clamp(min=1)
+    quarter = width // 4
+    power = torch.arange(quarter, device=real_QT.device) / quarter
+    frames_QTM = at_T.expand_as(share_QT)[..., None] * math.pi * 0.5 ** (6 * power)
+    shares_QTM = share_QT[..., None] * math.pi * 0.5 * 2 ** (4 * power)
+    return torch.cat([f(x) for x in (frames_QTM, shares_QTM) for f in (torch.sin, torch.cos)], dim=-1)
+
+
+@dataclass(frozen=True)
+class Look:
+    """All that is seen in some clips of the same shape."""
+
+    logits_BTPK: Tensor
+    """Of the character in each cell, the background last; float32."""
+    boxes_BTP4: Tensor
+    """Around it: middle x, y from that of the cell, log width, log height, in short sides."""
+    cells_BTPD: Tensor
+    frames_BTG: Tensor
+    grid_P2: Tensor
+    """Middles x, y of the cells from that of the picture, in short sides."""
+
+    @property
+    def shares_BTPK(self) -> Tensor:
+        """Probabilities of the characters in each cell, without the background."""
+        return self.logits_BTPK.softmax(-1)[..., :-1]
+
+
+@dataclass(frozen=True)
+class Questions:
+    """What is asked about characters, one row each."""
+
+    clip_Q: Tensor
+    who_Q: Tensor
+    other_Q: Tensor
+    """-1 for nobody."""
+    first_Q: Tensor
+    last_Q: Tensor
+    """Frames `first` to `last`, that one not included."""
+
+
+class JudgeNet(nn.Module):
+    """The network; `forward` looks, the other methods answer from what was seen."""
+
+    def __init__(self, spec: JudgeSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        c2, c4, c8, c16 = spec.channels
+        self.layer2 = Layer(3, c2, stride=2, shift=False)
+        self.layer4 = Layer(c2, c4, stride=2)
+        self.layer8, self.layer16 = Layer(c4, c8, stride=2), Layer(c8, c16, stride=2)
+        self.blocks8 = nn.ModuleList(Block(c8) for _ in range(spec.blocks))
+        self.blocks16 = nn.ModuleList(Block(c16) for _ in range(spec.blocks))
+        self.fine, self.coarse = nn.Conv2d(c8, spec.width, 1), nn.Conv2d(c16, spec.width, 1)
+        self.norm = nn.GroupNorm(8, spec.width)
+        self.parts = nn.Conv2d(c8, 16, 1)
+        self.name = nn.Conv2d(spec.width, spec.answers["character"] + 1, 1)
+        with torch.no_grad():
+            self.name.bias[-1] = 5.0  # type: ignore[index]  # at first nobody is seen anywhere
+        self.box = nn.Conv2d(spec.width, 4, 1)
+        self.presence = nn.Parameter(torch.tensor([1.5, 1.0]))  # slope and offset of the log area
+        frame = c16 + 16 * GRID**2 + 1
+        self.scenes = OverTime(frame, spec.time_width, sum(spec.whole.values()))
+        self.tracks = OverTime(
+            2 * TRACK + spec.width + frame,
+            spec.time_width,
+            spec.answers["motion"] + spec.answers["relation"],
+        )
+
+    def to_bf16(self) -> JudgeNet:
+        """The weights in the precision and layout that a CPU is fastest with."""
+        for parameter in self.parameters():
+            layout = torch.channels_last if parameter.ndim == 4 else torch.contiguous_format
+            parameter.data = parameter.data.to(torch.bfloat16, memory_format=layout)
+        return self
+
+    def forward(self, video_BTCHW: Tensor) -> Look:
+        """Look at clips in [-1, 1] of a size of `spec.fit`."""
+        batch, frames = video_BTCHW.shape[:2]
+        x = video_BTCHW.flatten(0, 1).to(self.name.weight.dtype, memory_format=torch.channels_last)
+        x8 = self.layer8(self.layer4(self.layer2(x, frames), frames), frames)
+        for block in self.blocks8:
+            x8 = block(x8, frames)
+        x16 = self.layer16(x8, frames)
+        for block in self.blocks16:
+            x16 = block(x16, frames)
+        wide = F.interpolate(self.coarse(x16), scale_factor=2, mode="nearest")
+        cells_NDHW = F.relu(self.norm(self.fine(x8) + wide))
+
+        def per_cell(maps_NCHW: Tensor) -> Tensor:
+            return maps_NCHW.flatten(2).mT.unflatten(0, (batch, frames))
+
+        logits_BTPK = per_cell(self.name(cells_NDHW)).float()
+        boxes_BTP4 = per_cell(self.box(cells_NDHW)).float()
+        # How many there are: cells with somebody, over those that somebody of that size takes.
+        unit = min(x8.shape[2:])
+        taken_BTP = (2 * 0.3 * unit) ** 2 * boxes_BTP4[..., 2:].sum(-1).clamp(-6, 1).exp()
+        some_BTP = 1 - logits_BTPK.softmax(-1)[..., -1]
+        number_BT1 = (some_BTP / taken_BTP.clamp(min=1)).sum(-1, keepdim=True).detach()
+        parts = F.adaptive_avg_pool2d(self.parts(x8), GRID).flatten(1).unflatten(0, (batch, frames))
+        whole = x16.mean((2, 3)).unflatten(0, (batch, frames))
+        frames_BTG = torch.cat([whole, parts, number_BT1.to(whole)], dim=-1)
+        grid_P2 = _grid(*x8.shape[2:]).to(logits_BTPK.device)
+        return Look(logits_BTPK, boxes_BTP4, per_cell(cells_NDHW), frames_BTG, grid_P2)
+
+    def present(self, look: Look, first: int = 0, last: int | None = None) -> Tensor:
+        """Logits (B, K - 1) of each character being there during frames `first` to `last`."""
+        area = look.shares_BTPK[:, first:last].sum(2).mean(1)
+        return (area + 1e-4).log() * self.presence[0].float() + self.presence[1].float()
+
+    def whole(self, look: Look) -> dict[str, Tensor]:
+        """Logits (B, classes) of each question about whole clips."""
+        real_BT = torch.ones(look.frames_BTG.shape[:2], dtype=torch.bool, device=look.frames_BTG.device)
+        logits = self.scenes(look.frames_BTG, real_BT)
+        return dict(zip(self.spec.whole, logits.split(list(self.spec.whole.values()), dim=1), strict=True))
+
+    def motion(self, look: Look, asked: Questions) -> tuple[Tensor, Tensor]:
+        """Logits (Q, actions) of what each one does, and (Q, relations) of its relation to the other."""
+        length = int((asked.last_Q - asked.first_Q).max())
+        at_QT = asked.first_Q[:, None] + torch.arange(length, device=asked.first_Q.device)
+        real_QT = at_QT < asked.last_Q[:, None]
+        at_QT = at_QT.clamp(max=look.frames_BTG.shape[1] - 1)
+        clip_Q1 = asked.clip_Q[:, None]
+        own_QT6, weights_QTP = _track(look, clip_Q1, at_QT, asked.who_Q)
+        other_QT6, _ = _track(look, clip_Q1, at_QT, asked.other_Q.clamp(min=0))
+        other_QT6 = other_QT6 * (asked.other_Q >= 0)[:, None, None]
+        cells_QTPD, frames_QTG = look.cells_BTPD[clip_Q1, at_QT], look.frames_BTG[clip_Q1, at_QT]
+        features_QTD = (weights_QTP[:, :, None].to(cells_QTPD) @ cells_QTPD)[:, :, 0]
+        tokens = [own_QT6.to(features_QTD), other_QT6.to(features_QTD), features_QTD, frames_QTG]
+        logits = self.tracks(torch.cat(tokens, dim=-1), real_QT)
+        motion, relation = logits.split([self.spec.answers["motion"], self.spec.answers["relation"]], dim=1)
+        return motion, relation
+
+
+def _grid(rows: int, columns: int) -> Tensor:
+    unit = min(rows, columns)
+    y, x = ((torch.arange(n) + 0.5 - n / 2) / unit for n in (rows, columns))
+    return torch.stack([x.repeat(rows), y.repeat_interleave(columns)], dim=1)
+
+
+def _track(look: Look, clip_Q1: Tensor, at_QT: Tensor, who_Q: Tensor) -> tuple[Tensor, Tensor]:
+    """Track (Q, T, 6) of each one asked for, and how much each cell (Q, T, P) shows of it. No gradients: the
+    cells have their own labels."""
+    with torch.no_grad():
+        logits_QTPK = look.logits_BTPK[clip_Q1, at_QT]
+        index = who_Q[:, None, None, None].expand(*logits_QTPK.shape[:3], 1)
+        log_QTP = (logits_QTPK.gather(-1, index) - logits_QTPK.logsumexp(-1, keepdim=True))[..., 0]
+        share_QTP = log_QTP.exp()
+        area_QT1 = share_QTP.sum(-1, keepdim=True)
+        weights_QTP = (share_QTP + 1e-6) / (share_QTP + 1e-6).sum(-1, keepdim=True)
+        boxes_QTP4 = look.boxes_BTP4[clip_Q1, at_QT]
+        middles_QTP2 = boxes_QTP4[..., :2] + look.grid_P2
+        place_QT4 = weights_QTP[:, :, None] @ torch.cat([4 * middles_QTP2, boxes_QTP4[..., 2:]], dim=-1)
+        parts = [place_QT4[:, :, 0], (area_QT1 + 1e-2).log(), torch.ones_like(area_QT1)]
+        return torch.cat(parts, dim=-1), weights_QTP

@@ -1,0 +1,99 @@
+"""The judge's network: shapes, lengths, and answers that depend only on what they are asked of."""
+
+import numpy as np
+import pytest
+import torch
+
+from cogvideox.models.judge import JudgeNet, JudgeSpec, Questions, fit
+
+ANSWERS = {"character": 5, "scene": 3, "style": 2, "camera": 4, "event": 2, "count": 4}
+SPEC = JudgeSpec(
+    answers=ANSWERS | {"motion": 6, "relation": 3},
+    side=32,
+    channels=(8, 8, 16, 16),
+    blocks=1,
+    width=16,
+    time_width=16,
+)
+
+
+@pytest.fixture(scope="module")
+def net():
+    torch.manual_seed(0)
+    return JudgeNet(SPEC).eval()
+
+
+def ask(*rows):
+    return Questions(*torch.tensor(rows).unbind(1))
+
+
+def video(frames, height=32, width=32, clips=1, seed=0):
+    made = np.random.default_rng(seed).standard_normal((clips, frames, 3, height, width))
+    return torch.from_numpy(made.astype(np.float32)).clamp(-1, 1)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("frames", [1, 9, 17])
+def test_any_length_and_shape_is_answered(net, frames):
+    look = net(video(frames, 32, 64, clips=2))
+    assert look.logits_BTPK.shape == (2, frames, 4 * 8, 6)
+    assert net.present(look).shape == (2, 5)
+    assert {name: logits.shape for name, logits in net.whole(look).items()} == {
+        name: (2, n) for name, n in ANSWERS.items() if name != "character"
+    }
+    motion, relation = net.motion(look, ask((0, 1, 2, 0, frames), (1, 4, -1, 0, 1)))
+    assert (motion.shape, relation.shape) == ((2, 6), (2, 3))
+
+
+@torch.no_grad()
+def test_a_question_is_answered_alone_as_among_longer_ones(net):
+    look = net(video(17, clips=2))
+    both = net.motion(look, ask((1, 2, 0, 3, 9), (0, 1, -1, 0, 17)))[0]
+    alone = net.motion(look, ask((1, 2, 0, 3, 9)))[0]
+    torch.testing.assert_close(both[:1], alone)
+
+
+@torch.no_grad()
+def test_clips_do_not_see_each_other(net):
+    one, other = video(9), video(9, seed=1)
+    torch.testing.assert_close(net(torch.cat([other, one])).logits_BTPK[1:], net(one).logits_BTPK)
+
+
+@torch.no_grad()
+def test_the_order_of_frames_matters_to_motion_and_whole_clips(net):
+    clip = video(9)
+    looks = net(clip), net(clip.flip(1))
+    motions = [net.motion(look, ask((0, 1, -1, 0, 9)))[0] for look in looks]
+    cameras = [net.whole(look)["camera"] for look in looks]
+    assert not torch.allclose(*motions, atol=1e-4)
+    assert not torch.allclose(*cameras, atol=1e-4)
+
+
+@torch.no_grad()
+def test_a_character_that_moves_right_has_a_track_to_the_right(net):
+    """The first numbers of a track are those of the cells which show the character."""
+    from dataclasses import replace
+
+    from cogvideox.models.judge import _track
+
+    look = net(video(3))
+    logits = torch.zeros(1, 3, 16, 6)
+    logits[0, range(3), [4, 5, 6], 2] = 20.0  # row 1, columns 0, 1, 2 of 4
+    look = replace(look, logits_BTPK=logits, boxes_BTP4=torch.zeros(1, 3, 16, 4))
+    track, weights = _track(look, torch.tensor([[0]]), torch.tensor([[0, 1, 2]]), torch.tensor([2]))
+    want = torch.tensor([[-0.375, -0.125], [-0.125, -0.125], [0.125, -0.125]])
+    # The other cells show it with a chance of a sixth each.
+    assert (track[0, 1:, 0] > track[0, :-1, 0]).all()
+    assert torch.equal(weights[0].argmax(1), torch.tensor([4, 5, 6]))
+    logits[..., 5] = 20.0  # now they show nobody
+    logits[0, range(3), [4, 5, 6], 2] = 40.0
+    track, _ = _track(look, torch.tensor([[0]]), torch.tensor([[0, 1, 2]]), torch.tensor([2]))
+    torch.testing.assert_close(track[0, :, :2] / 4, want, atol=1e-3, rtol=0)
+
+
+def test_videos_are_brought_to_one_size():
+    spec = JudgeSpec(answers=SPEC.answers)
+    for height, width, want in ((128, 128, (96, 96)), (64, 112, (96, 176)), (224, 128, (176, 96))):
+        frames = np.full((2, height, width, 3), 255, np.uint8)
+        assert fit(frames, spec).shape == (2, 3, *want), (height, width)
+        assert fit(frames, spec).min() == pytest.approx(1)
