@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from cogvideox.core.errors import InputError
+from cogvideox.data.metrics import ssim
 from cogvideox.data.storybook import World
 from cogvideox.data.storybook.clip import check_picture
-from cogvideox.evaluation.metrics import ssim
 from cogvideox.generation.media import to_signed
 from cogvideox.models.vae.autoencoder import VAE
 
