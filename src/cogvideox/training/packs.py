@@ -78,6 +78,11 @@ class Objective:
     captions: Mapping[str, float] = field(default_factory=dict)
     """Kind of caption -> weight; kinds that are not named have weight 0, unless none is."""
 
+    def check(self, spec: ModelSpec) -> None:
+        """InputError for what generation with the model would not match."""
+        if self.known and not spec.first_frame:
+            raise InputError("known > 0 trains to go on from clean frames: the model needs first_frame: true")
+
 
 @dataclass(frozen=True)
 class Item:

@@ -223,6 +223,7 @@ class DiffusionRecipe(Strict):
 
     @model_validator(mode="after")
     def _fits_together(self) -> DiffusionRecipe:
+        self.objective.check(self.model)
         _unique("stages", [stage.name for stage in self.stages])
         if isinstance(self.data, StorybookData):
             _unique("parts", names := [part.name for part in self.data.parts])

@@ -87,7 +87,7 @@ def run_vae(recipe: VAERecipe, folder: Path, workers: int, writers: Sequence[Wri
 
 def run_diffusion(recipe: DiffusionRecipe, folder: Path, workers: int, writers: Sequence[Writer]) -> Path:
     """Encode what is missing, train the text encoder, then the transformer; write the whole model."""
-    parts = Parts(recipe, folder, workers)
+    parts = Ingredients(recipe, folder, workers)
     transformer = parts.transformer()
     task = _diffusion_task(parts, transformer)
     optimizer = train(
@@ -106,7 +106,7 @@ def run_diffusion(recipe: DiffusionRecipe, folder: Path, workers: int, writers: 
     return folder / "model"
 
 
-class Parts:
+class Ingredients:
     """What a training of the transformer takes from elsewhere. With stored latents and texts, the VAE and the
     text encoder are read when a validation or the final model first asks for them.
     """
@@ -139,6 +139,8 @@ class Parts:
         data, seed = self.recipe.data, self.recipe.seed
         if isinstance(data, StorybookData):
             encoder = Encoder(self.spec, self.vae, None, seed)
+            count = sum(part.clips for part in data.parts)
+            print(f"data: {count} clips in {data.encoded}; those that are missing are encoded", flush=True)
             return encode_storybook(data.parts, data.encoded, encoder, self.vae_hash, workers=self.workers)
         if data.encoded is not None:
             home = self._text_home
@@ -196,7 +198,7 @@ class Parts:
         return begun.requires_grad_(True)
 
 
-def _diffusion_task(parts: Parts, transformer: Transformer) -> DiffusionTask:
+def _diffusion_task(parts: Ingredients, transformer: Transformer) -> DiffusionTask:
     """The task, whose validation makes clips with the averaged weights."""
     recipe, spec = parts.recipe, parts.spec
     stages = tuple(stage.loaded for stage in recipe.stages)
