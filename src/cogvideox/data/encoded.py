@@ -70,6 +70,8 @@ class Source:
     """Fingerprint of the weights, and the scales."""
     text: str | None
     """Fingerprint of the text encoder, with its length; None: no texts are stored."""
+    conditions: bool
+    """Whether image conditions are stored."""
     plan: Mapping[str, Any]
     """Shapes, rate and seed."""
 
@@ -81,7 +83,7 @@ class Source:
             raise InputError(f"{folder} holds samples of another {what}; remove it or choose another folder")
 
     def _changed(self, folder: Path) -> str:
-        words = {"vae": "VAE", "text": "text encoder", "plan": "shape plan"}
+        words = {"vae": "VAE", "text": "text encoder", "conditions": "kind of model", "plan": "shape plan"}
         old = json.loads((folder / "source.json").read_text(encoding="utf-8"))
         return ", ".join(word for name, word in words.items() if old.get(name) != asdict(self)[name])
 
@@ -129,9 +131,11 @@ def finish(folder: Path, shards: Iterable[str]) -> dict[str, str]:
 class Encoded:
     """Reads an encoded folder. It holds no file open, so memory does not grow with what was read."""
 
-    def __init__(self, folder: Path, *, vae: str | None = None, text: str | None = None) -> None:
-        """`vae` and `text` are fingerprints of what the trainer uses. InputError when the folder is not
-        complete or was made with others.
+    def __init__(
+        self, folder: Path, *, vae: str | None = None, text: str | None = None, conditions: bool = False
+    ) -> None:
+        """`vae` and `text` are fingerprints of what the trainer uses, which may need image `conditions`.
+        InputError when the folder is not complete, was made with others, or has no conditions.
         """
         self.folder = folder
         try:
@@ -146,6 +150,8 @@ class Encoded:
             if mine is not None and source[name] not in (None, mine):
                 what = "VAE" if name == "vae" else "text encoder"
                 raise InputError(f"{folder} was encoded with another {what} than the one to train with")
+        if conditions and not source["conditions"]:
+            raise InputError(f"{folder} holds no image conditions: encode it with an image-to-video model")
         self.has_texts = source["text"] is not None
         self._where: list[Path] = []
         samples: list[Sample] = []

@@ -225,6 +225,7 @@ def encode_manifest(order: Order, say: Callable[[str], object]) -> str:
     source = Source(
         vae=vae_hash(folder / "vae", spec.vae),
         text=text_hash(folder / "text_encoder", spec) if order.texts else None,
+        conditions=spec.image_conditioned,
         plan=plan,
     )
     count = 0

@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw
 
 from cogvideox.core.files import atomic_path
-from cogvideox.data.samples import Sample
+from cogvideox.data.encoded import Store
 from cogvideox.data.storybook import World
+from cogvideox.generation.media import to_frames
 from cogvideox.generation.pipeline import Pipeline
 
 TEXT_WIDTH = 200  # pixels
@@ -39,10 +41,18 @@ def contact_sheet(pipe: Pipeline, path: Path, *, seed: int, prompts: int, steps:
         Image.fromarray(np.concatenate(rows)).save(partial)
 
 
-def clips(pipe: Pipeline, samples: Sequence[Sample], folder: Path, *, seed: int, count: int = 4) -> None:
-    """Write a clip for the first caption of each of the first `count` samples, in its shape, to `folder`."""
+@torch.no_grad()
+def clips(pipe: Pipeline, store: Store, chosen: Sequence[int], folder: Path, *, seed: int) -> None:
+    """Write to `folder` a clip for the first caption of each chosen sample, in its shape and, if the model
+    goes on from an image, from its first frame as the VAE has it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    for index, sample in enumerate(samples[:count]):
+    for number, index in enumerate(chosen):
+        sample, image = store.samples[index], None
+        if pipe.spec.image_conditioned:
+            first = store.read(index, 0).mean_CTHW[None, :, :1]
+            image = to_frames(pipe.vae.decode(first.to(pipe.vae.dtype)))[0]
         _, prompt = sample.captions[0]
-        made = pipe(prompt, frames=sample.frames, height=sample.height, width=sample.width, seed=seed)
-        made.save(folder / f"{index}{'.png' if sample.frames == 1 else '.mp4'}")
+        frames, height, width = sample.frames, sample.height, sample.width
+        made = pipe(prompt, image, frames=frames, height=height, width=width, seed=seed)
+        made.save(folder / f"{number}{'.png' if frames == 1 else '.mp4'}")

@@ -46,6 +46,7 @@ from cogvideox.training.text import TextTask, make_tokenizer, new_t5, tokenize
 from cogvideox.training.vae import VAETask
 
 CPU = torch.device("cpu")
+VALIDATED = 4  # clips of a validation
 CACHE = 2**31  # bytes of the captions' embeddings kept in memory
 
 
@@ -142,7 +143,8 @@ class Parts:
         if data.encoded is not None:
             home = self._text_home
             text = None if home is None else text_hash(home / "text_encoder", self.spec)
-            return Encoded(data.encoded, vae=self.vae_hash, text=text)
+            needed = self.spec.image_conditioned
+            return Encoded(data.encoded, vae=self.vae_hash, text=text, conditions=needed)
         assert data.manifest is not None
         native = (self.spec.frames, self.spec.height, self.spec.width)
         shapes = [stage.largest or native for stage in self.recipe.stages]
@@ -207,8 +209,8 @@ def _diffusion_task(parts: Parts, transformer: Transformer) -> DiffusionTask:
         if isinstance(recipe.data, StorybookData):
             contact_sheet(pipe, where / f"{step:06d}.png", seed=recipe.seed, prompts=10, steps=16)
         else:
-            held = [parts.store.samples[index] for index in batches.held]
-            clips(pipe, held, where / f"{step:06d}", seed=recipe.seed)
+            chosen = batches.held[:VALIDATED]
+            clips(pipe, parts.store, chosen, where / f"{step:06d}", seed=recipe.seed)
 
     schedule = make_schedule(spec.snr_shift)
     return DiffusionTask(transformer, spec, parts.needed_text, batches, schedule, judge=judge)

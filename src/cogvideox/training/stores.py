@@ -34,9 +34,9 @@ def encode_storybook(
 
     InputError when the folder was made with another VAE, world or seed.
     """
-    source = Source(vae=vae_hash, text=None, plan={"world": VERSION, "seed": encoder.seed})
+    spec, plan = encoder.spec, {"world": VERSION, "seed": encoder.seed}
+    source = Source(vae=vae_hash, text=None, conditions=spec.image_conditioned, plan=plan)
     source.claim(folder)
-    spec = encoder.spec
     longest = Rule(max(part.frames for part in parts))
     made = storybook_rows(parts, encoder.seed, folder)
     selection = select(made, [longest], spec.transformer.patch, float(spec.fps))
