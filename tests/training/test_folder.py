@@ -18,7 +18,7 @@ from tests.training.test_recipes import DIFFUSION, VAE, write
 def begun(tmp_path, recipe=VAE, *changes):
     begin(tmp_path / "run", load_recipe(write(tmp_path / "r.yaml", recipe), changes), ["cogvideox", "train"])
     (tmp_path / "run" / "checkpoints").mkdir(exist_ok=True)
-    (tmp_path / "run" / "checkpoints" / "00000002.pt").touch()
+    (tmp_path / "run" / "checkpoints" / "step-00000002").touch()
     return tmp_path / "run"
 
 
@@ -85,7 +85,7 @@ def test_a_run_may_become_longer_and_log_more(tmp_path):
 
 def test_what_has_not_begun_may_change(tmp_path):
     home = begun(tmp_path)
-    (home / "checkpoints" / "00000002.pt").unlink()
+    (home / "checkpoints" / "step-00000002").unlink()
     begun(tmp_path, VAE, "seed=1")
 
 

@@ -118,10 +118,11 @@ def test_a_death_costs_no_more_than_the_interval_and_checkpoints_are_few(tmp_pat
 
 def test_half_a_checkpoint_is_none(tmp_path):
     run(Plane(), tmp_path, steps=20)
-    left = tmp_path / "checkpoints" / ".00000030.pt.x1"
+    left = tmp_path / "checkpoints" / ".step-00000030.partial"
     left.mkdir()
-    (left / "00000030.pt").write_bytes(b"half")
-    assert Checkpoints(tmp_path / "checkpoints").load({})[0] == 20
+    (left / "half.safetensors").write_bytes(b"half")
+    assert Checkpoints(tmp_path / "checkpoints").load()[0] == 20
+    run(Plane(), tmp_path, steps=30)
     assert not left.exists()
 
 
@@ -228,7 +229,7 @@ STAGES = (Span("small", 0), Span("large", 25, rate=0.5), Span("best", 30, rate=0
 def test_a_stage_begins_with_a_checkpoint_and_an_event(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run(Plane(at=([25], die)), tmp_path, stages=STAGES)
-    assert Checkpoints(tmp_path / "checkpoints").load({})[1]["run"]["stage"] == "large"
+    assert Checkpoints(tmp_path / "checkpoints").load()[1]["run"]["stage"] == "large"
     run(Plane(), tmp_path, stages=STAGES)
     events = [(line["step"], line["stage"]) for line in lines(tmp_path) if "event" in line]
     assert events == [(0, "small"), (25, "large"), (30, "best")]

@@ -72,10 +72,33 @@ class Group:
 
     def any(self, flag: bool) -> bool:
         """Whether any rank says so."""
-        found = torch.tensor(int(flag))
+        return bool(self.most([int(flag)])[0])
+
+    def most(self, numbers: Sequence[int]) -> list[int]:
+        """The largest of each number over the ranks."""
+        found = torch.tensor(numbers)
         with answering():
             dist.all_reduce(found, dist.ReduceOp.MAX, group=self.handle)
-        return bool(found)
+        return [int(number) for number in found]
+
+    def sum(self, numbers: Sequence[float]) -> list[float]:
+        """The sum of each number over the ranks, the same bits in all of them."""
+        total = torch.tensor(numbers, dtype=torch.float64)
+        with answering():
+            dist.all_reduce(total, group=self.handle)
+        return total.tolist()
+
+    def reduce(self, x: Tensor, to: int) -> None:
+        """Sum over the ranks, into the `x` of one; that of the others is void afterwards."""
+        with answering():
+            dist.reduce(x, group_dst=to, group=self.handle)
+
+    def objects(self, value: Any) -> list[Any]:
+        """What every rank says, in the order of ranks; anything that can be pickled."""
+        found: list[Any] = [None] * self.size
+        with answering():
+            dist.all_gather_object(found, value, group=self.handle)
+        return found
 
     def send(self, x: Tensor, to: int) -> dist.Work:
         """Send without waiting for the receiver; `x` must stay as it is until the returned work is done."""

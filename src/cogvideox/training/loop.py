@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from cogvideox.core.errors import NonFiniteError
 from cogvideox.core.files import write_text
+from cogvideox.parallel.training import ALONE, Ranks
 from cogvideox.training.checkpoint import Checkpoints, State
 from cogvideox.training.interrupt import Interrupt, Stopped, ignore
 from cogvideox.training.metrics import Journal, Meter, Writer
@@ -48,7 +49,8 @@ class Rates:
         """What both rates are multiplied with."""
         return lr_scale(step, total, self.warmup, self.decay_from)
 
-    def optimizer(self, phase: Phase) -> MasterOptimizer:
+    def optimizer(self, phase: Phase, ranks: Ranks = ALONE) -> MasterOptimizer:
+        """That of a phase, whose module takes its place among the processes."""
         return MasterOptimizer(
             phase.module,
             phase.matrix_blocks,
@@ -57,6 +59,7 @@ class Rates:
             weight_decay=self.weight_decay,
             clip=self.clip,
             ema=self.ema,
+            weights=ranks.place(phase.module),
         )
 
 
@@ -98,6 +101,8 @@ class Span:
     """What all rates are multiplied with."""
     anew: bool = False
     """Warm-up and decay begin anew."""
+    sequence: int = 1
+    """Processes that share each micro-batch."""
 
 
 class _Tail(Dataset[Any]):
@@ -137,10 +142,8 @@ class Taken:
     """And what else they say."""
     norm: float
     """Of all gradients together, which are over the sum of the weights."""
-
-    @property
-    def finite(self) -> bool:
-        return all(math.isfinite(number) for number in (self.norm, *self.totals))
+    finite: bool
+    """All numbers are, in all processes."""
 
 
 class Trainer:
@@ -157,13 +160,15 @@ class Trainer:
         every: Every = USUAL,
         meter: Meter | None = None,
         writers: Sequence[Writer] = (),
+        ranks: Ranks = ALONE,
     ) -> None:
+        self.ranks = ranks
         self.task, self.folder, self.rates, self.steps, self.every = task, folder, rates, steps, every
         self.stages = {stage.begins: stage for stage in stages}
-        self.optimizers = {phase.name: rates[phase.name].optimizer(phase) for phase in task.phases}
-        self.checkpoints = Checkpoints(folder / "checkpoints", every.keep)
+        self.optimizers = {phase.name: rates[phase.name].optimizer(phase, ranks) for phase in task.phases}
+        self.checkpoints = Checkpoints(folder / "checkpoints", every.keep, ranks.everyone)
         self.journal = Journal()
-        self.writers: list[Writer] = [self.journal, *writers]
+        self.writers: list[Writer] = [self.journal, *writers] if ranks.first else []
         self.meter = meter or Meter()
         self.step = 0
         """Steps that are done."""
@@ -205,6 +210,7 @@ class Trainer:
 
     def advance(self, batch: list[Any]) -> None:
         """One step. Raises NonFiniteError when `BAD` in a row were not finite."""
+        self.ranks.share(self.stage(self.step).sequence)
         active = [phase for phase in self.task.phases if self.step >= phase.begins]
         taken = {phase.name: self._take(phase, batch) for phase in active}
         if all(one.finite for one in taken.values()):
@@ -228,19 +234,28 @@ class Trainer:
         for other in self.task.phases:
             other.module.requires_grad_(other.name == phase.name)
         totals, weights, metrics = [], [], []
-        for micro in batch:
+        optimizer, shares = self.optimizers[phase.name], self.ranks.shares
+        for micro, counts in self.ranks.even(batch):
             loss = self.task.loss(phase.name, micro, self.step)
-            loss.total.backward()
-            totals.append(loss.total.item())
-            weights.append(loss.weight)
-            metrics.append(loss.metrics)
-        return Taken(totals, weights, metrics, self.optimizers[phase.name].collect(sum(weights)))
+            (loss.total * (counts / shares)).backward()
+            optimizer.accumulate()
+            if counts:
+                totals.append(loss.total.item())
+                weights.append(loss.weight)
+                metrics.append(loss.metrics)
+        bad = sum(not math.isfinite(total) for total in totals)
+        weight, bad_ones = self.ranks.sum([sum(weights) / shares, bad])
+        norm = optimizer.collect(weight)
+        return Taken(totals, weights, metrics, norm, not bad_ones and math.isfinite(norm))
 
     def _measure(self, name: str, one: Taken) -> None:
         prefix = "" if len(self.task.phases) == 1 else f"{name}_"
         self.meter.add({f"{prefix}norm": (one.norm, 1.0)})
         for total, weight, metrics in zip(one.totals, one.weights, one.metrics, strict=True):
-            self.meter.add({f"{prefix}loss": (total, weight), **metrics})
+            pairs = {f"{prefix}loss": (total, weight), **metrics}
+            self.meter.add(
+                {name: (a / self.ranks.shares, b / self.ranks.shares) for name, (a, b) in pairs.items()}
+            )
 
     def _scale(self, name: str, step: int) -> float:
         """What the rates of a phase are multiplied with."""
@@ -260,19 +275,25 @@ class Trainer:
             }
             for name, one in taken.items()
         }
+        records = self.ranks.objects({"step": self.step + 1, "samples": names, "phases": phases})
+        if not self.ranks.first:
+            return
         (self.folder / "bad").mkdir(exist_ok=True)
-        record = {"step": self.step + 1, "samples": names, "phases": phases}
+        record = records if len(records) > 1 else records[0]
         write_text(self.folder / "bad" / f"{self.step + 1:08d}.json", json.dumps(record, indent=1))
 
     def report(self) -> None:
         """A line of the log; with it, when it is due, a validation."""
+        sums = {name: (total, weight) for name, (total, weight) in self.meter.sums.items()}
+        for other in self.ranks.objects(sums)[1:]:
+            self.meter.add(other)
         means = self.meter.read() if self.meter.steps else {}
         extra: dict[str, float] = {}
         if self._due(self.every.evaluate):
             home = self.folder / "validation"
             home.mkdir(exist_ok=True)
             averages = {name: optimizer.ema_weights() for name, optimizer in self.optimizers.items()}
-            extra = self.task.evaluate(averages, home, self.step)
+            extra = self.ranks.lead(lambda: self.task.evaluate(averages, home, self.step))
         head = {"step": self.step} | ({"stage": self.stage(self.step - 1).name} if self.stages else {})
         rate = next(self.rates[name].lr * self._scale(name, self.step - 1) for name in self.optimizers)
         self._tell(head | means | {"lr": rate, "skipped": self.skipped} | extra)
@@ -287,23 +308,31 @@ class Trainer:
 
     def run(self, workers: int, interrupt: Interrupt) -> None:
         """Do the steps that are left. Raises Stopped when it was asked to end."""
-        if 0 < self.step and self.journal.last < self.step and self._due(self.every.evaluate):
+        (unseen,) = self.ranks.any(self.ranks.first and self.journal.last < self.step)
+        if 0 < self.step and unseen and self._due(self.every.evaluate):
             self.report()  # a validation that the run did not live to see
         for batch in _stream(self.task.batches(), self.step, self.steps, workers):
             if self.step in self.stages:
                 self._tell({"step": self.step, "event": "stage", "stage": self.stage(self.step).name})
-            self.advance(batch)
-            for writer in self.writers:
-                writer.tick(self.step, self.meter.read())
-            judged = self._due(self.every.evaluate)
-            late = time.monotonic() - self.saved_at > self.every.save_seconds
-            if late or judged or self.step in self.stages:  # whatever may go wrong while it is judged
-                self.save()
-            if judged or self._due(self.every.log):
-                self.report()
-            if interrupt.asked:
-                self.save()
-                raise Stopped(self.step, self.steps)
+            with self.ranks.at(f"step {self.step + 1}"):
+                self.advance(batch)
+                self._after(interrupt)
+
+    def _after(self, interrupt: Interrupt) -> None:
+        """What is due after a step; all processes do the same."""
+        for writer in self.writers:
+            writer.tick(self.step, self.meter.read())
+        judged = self._due(self.every.evaluate)
+        late = time.monotonic() - self.saved_at > self.every.save_seconds
+        late, asked = self.ranks.any(late, interrupt.asked)
+        if late or judged or self.step in self.stages:  # whatever may go wrong while it is judged
+            self.save()
+        if judged or self._due(self.every.log):
+            self.report()
+        if asked:
+            self.save()
+            self.checkpoints.wait()
+            raise Stopped(self.step, self.steps)
 
 
 def train(
@@ -317,23 +346,37 @@ def train(
     workers: int = 1,
     meter: Meter | None = None,
     writers: Sequence[Writer] = (),
+    ranks: Ranks = ALONE,
 ) -> dict[str, MasterOptimizer]:
     """Train the phases of `task` for `steps` steps in `folder`, each by its `rates`; continues from the
     folder's newest checkpoint when there is one.
 
     Writes `checkpoints/`, `metrics.jsonl`, `validation/` and, of steps that were not finite, `bad/`;
     `writers` are told of all numbers. Raises NonFiniteError when `BAD` steps in a row were not finite, and
-    Stopped, with all saved, after SIGTERM or Ctrl-C.
+    Stopped, with all saved, after SIGTERM or Ctrl-C. Of several processes all call this, each with batches of
+    its own; the first one writes.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    run = Trainer(task, folder, rates, steps=steps, stages=stages, every=every, meter=meter, writers=writers)
+    run = Trainer(
+        task,
+        folder,
+        rates,
+        steps=steps,
+        stages=stages,
+        every=every,
+        meter=meter,
+        writers=writers,
+        ranks=ranks,
+    )
     with Interrupt() as interrupt:
         run.resume()
         for writer in run.writers:
             writer.open(folder, run.step, steps)
         try:
             run.run(workers, interrupt)
+            run.checkpoints.wait()
         finally:
+            run.checkpoints.close()
             for writer in run.writers:
                 writer.close()
     return run.optimizers
