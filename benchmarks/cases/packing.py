@@ -12,15 +12,18 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from math import prod
 from pathlib import Path
 
 import torch
 
 from benchmarks.case import Build, Case, Side
 from cogvideox import load
+from cogvideox.checkpoints.folder import read_spec
 from cogvideox.checkpoints.hub import MINI
 from cogvideox.core import heap, rng
-from cogvideox.data.plan import Cost, Plan, deal, fill, imbalance
+from cogvideox.data.plan import Cost, Plan, deal, imbalance
 from cogvideox.diffusion.inputs import Sample, build_pack
 from cogvideox.models.specs import TransformerSpec
 
@@ -46,10 +49,6 @@ def mix(count: int) -> list[Grid]:
         h, w = (round((area * r) ** 0.5 / 16) for r in (1 / ratio, ratio))
         grids.append((1 if draw.random() < 0.3 else 1 + int(draw.integers(4, 21)), h, w))
     return grids
-
-
-def _lengths(grids: Sequence[Grid], text: int) -> list[int]:
-    return [text + t * h * w for t, h, w in grids]
 
 
 def packed(grids: Sequence[Grid], lengths: Sequence[int], capacity: int, cost: Cost) -> Iterator[Step]:
@@ -98,29 +97,43 @@ def padded(grids: Sequence[Grid], lengths: Sequence[int], capacity: int) -> Iter
     yield from _shared(batches)
 
 
-def plan_numbers(
-    grids: Sequence[Grid], lengths: Sequence[int], capacity: int, cost: Cost
-) -> dict[str, float]:
-    """Fill of an epoch's rows and mean cost imbalance of its whole steps."""
-    steps = Plan(lengths, [1.0] * len(lengths), capacity, RANKS * ROWS, seed=0).epoch(0)
-    rows = [row for step in steps for row in step]
-    uneven = []
-    for step in steps[:-1]:
-        dealt = deal(step, [cost(row, lengths) for row in step], RANKS)
-        uneven.append(imbalance([sum(cost(row, lengths) for row in mine) for mine in dealt]))
-    mean = sum(uneven) / max(1, len(uneven))
-    return {"fill": fill(rows, lengths, capacity), "imbalance over 8 ranks": mean}
-
-
 Loader = Callable[[Sequence[Grid], Sequence[int], int, Cost], Iterator[Step]]
 
 
-def steps_of(loader: Loader, spec: TransformerSpec, samples: int, count: int) -> list[Step]:
-    """The first steps of a loader."""
-    grids = mix(samples)
-    lengths = _lengths(grids, spec.text_length)
-    found = loader(grids, lengths, HELD * max(lengths), Cost.of(spec.width))
-    return [step for _, step in zip(range(count), found, strict=False)]
+def steps_of(loader: Loader, spec: TransformerSpec, samples: int) -> tuple[Iterator[Step], int, Cost]:
+    """Steps of an epoch, tokens that a micro-batch may hold, and what tokens cost."""
+    grids, cost = mix(samples), Cost.of(spec.width)
+    lengths = [spec.text_length + prod(grid) for grid in grids]
+    capacity = HELD * max(lengths)
+    return loader(grids, lengths, capacity, cost), capacity, cost
+
+
+def planned(loader: Loader, spec: TransformerSpec, samples: int) -> dict[str, float]:
+    """Of an epoch without its last step: useful tokens by the room for them (fill) and by those computed; how
+    much longer than the average the dearest rank takes; useful tokens by the cost of the dearest ranks, 1 for
+    linear layers alone.
+    """
+    steps, capacity, cost = steps_of(loader, spec, samples)
+    useful = computed = micros = 0
+    dearest, uneven = 0.0, []
+    for step in list(steps)[:-1]:
+        loads = []
+        for rank in step:
+            lengths = [[spec.text_length + prod(grid) for grid, _ in micro] for micro in rank]
+            loads.append(sum(cost(tuple(range(len(row))), row) for row in lengths))
+            computed += sum(map(sum, lengths))
+            useful += sum(n for micro in rank for _, n in micro)
+            micros += len(rank)
+        dearest += max(loads)
+        uneven.append(imbalance(loads))
+    if not uneven:
+        return {}
+    return {
+        "fill": useful / (micros * capacity),
+        "useful share": useful / computed,
+        "imbalance over 8 ranks": sum(uneven) / len(uneven),
+        "useful tokens by cost": useful / RANKS / dearest * cost.a,
+    }
 
 
 def train(loader: Loader, samples: int, count: int) -> Build:
@@ -129,8 +142,8 @@ def train(loader: Loader, samples: int, count: int) -> Build:
     def make(folder: Path, dtype: torch.dtype) -> Side:
         getattr(heap, "keep_freed_memory", int)()  # as the command does
         model = load(folder, dtype=dtype, device="cpu").transformer.requires_grad_(True)
-        spec, numbers = model.spec, {}
-        steps = steps_of(loader, spec, samples, count)
+        spec, numbers = model.spec, planned(loader, model.spec, samples)
+        steps = list(islice(steps_of(loader, spec, samples)[0], count))
         text = rng.normal((spec.text_length, spec.text_dim), 0, "text")
         useful = sum(n for step in steps for rank in step for micro in rank for _, n in micro)
 
@@ -156,10 +169,6 @@ def train(loader: Loader, samples: int, count: int) -> Build:
 
         side = Side(run, (model,), warm=lambda: work(steps[0][0][0]), amount=(useful, "tokens"))
         side.numbers = numbers
-        if loader is packed:
-            grids = mix(samples)
-            lengths = _lengths(grids, spec.text_length)
-            numbers.update(plan_numbers(grids, lengths, HELD * max(lengths), Cost.of(spec.width)))
         return side
 
     return make
@@ -180,3 +189,9 @@ def cases(quick: bool) -> tuple[Case, ...]:
         Case("packing", f"a mix of lengths, {name}", {"ours": train(loader, samples, count)}, MINI, once=True)
         for name, loader in chosen
     )
+
+
+if __name__ == "__main__":  # what metadata alone says, without a measurement
+    for title, loader_of in LOADERS.items():
+        told = planned(loader_of, read_spec(MINI).transformer, SAMPLES)
+        print(f"{title}: {', '.join(f'{name} {value:.3f}' for name, value in told.items())}")

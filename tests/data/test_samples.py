@@ -49,6 +49,7 @@ def test_shapes_are_planned_from_metadata(rule, fps, shape):
     [
         (row(frames=8), "49x256", 4, "has 2 frames at 4 per second, fewer than 5"),
         (row(height=240, width=320), "49x256", 16, "is 320x240, too small"),
+        (row(height=15, width=320), "49", 16, "is 320x15, too small"),
         (row(rejected="text dominated"), "49", 16, "was rejected: text dominated"),
     ],
 )

@@ -13,18 +13,32 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 
 from cogvideox.core.errors import InputError, PeerError
-from cogvideox.parallel.training import Ranks, Scheme, connect
+from cogvideox.parallel.training import ALONE, Ranks, Scheme, connect, fit
 from cogvideox.parallel.watchdog import Watchdog
 from cogvideox.parallel.weights import assign, local
-from cogvideox.training.loop import Every, Rates, train
+from cogvideox.training.loop import Every, Rates, Span, train
 from tests.parallel.processes import PATIENCE, relative_error, together
 from tests.parallel.trained import CLIP, DROPPED, IMAGE, LONG, Packs
 
 RATES = {"model": Rates(matrix_lr=0.01, lr=0.003, warmup=2, ema=0.5)}
 
 
-def ranks(scheme: str, patience=PATIENCE) -> Ranks:
-    return Ranks.of(Scheme.parse(scheme), patience)
+SCHEMES = {
+    "replicas": Scheme(),
+    "sharded": Scheme(shards=12),
+    "pairs": Scheme(shards=2),  # copies of the model, each in two shards, if there are four processes
+    "recompute": Scheme(shards=12, recompute=True),
+    "sequence": Scheme(sequences=(2, 3)),
+    "sequence+pairs": Scheme(sequences=(2,), shards=2, recompute=True),
+    "ulysses": Scheme(sequences=(2,), ulysses=True),
+    "ulysses+sharded": Scheme(sequences=(2,), ulysses=True, shards=4, recompute=True),
+}
+
+
+def ranks(scheme: str) -> Ranks:
+    here = Ranks.of(SCHEMES[scheme], PATIENCE)
+    here.share(max(here.team.meshes, default=1))
+    return here
 
 
 # ------------------------------------------------------------------------------- the gradients of one process
@@ -49,7 +63,8 @@ def gradients(task: Packs, here: Ranks) -> tuple[float, float, list[torch.Tensor
 def compare(scheme: str, micros: tuple, heads: int) -> None:
     expected = gradients(Packs(lambda step: micros, heads=heads), Ranks())
     here = ranks(scheme)
-    found = gradients(Packs(lambda step: micros, here, heads=heads), here)
+    task = Packs(lambda step: micros, here, heads=heads, sequence=lambda step: here.shares)
+    found = gradients(task, here)
     assert found[:2] == pytest.approx(expected[:2], rel=1e-6)
     floor = 1e-3 * torch.stack([g.norm() for g in expected[2]]).norm()
     assert dist.get_rank() or len(found[2]) == len(expected[2])
@@ -66,13 +81,13 @@ UNEQUAL = ((CLIP, LONG), (IMAGE,), (DROPPED, IMAGE, IMAGE), (LONG,), (CLIP,))
         (2, "replicas", UNEQUAL, 2),
         (3, "replicas", UNEQUAL[:2], 2),  # the third has none
         (3, "sharded", UNEQUAL[:2], 2),
-        (4, "sharded=2", UNEQUAL, 2),
-        (2, "sharded+recompute", UNEQUAL, 2),
-        (2, "sequence=2", UNEQUAL[:3], 3),
-        (3, "sequence=3+recompute", UNEQUAL[:2], 2),
-        (2, "ulysses=2", UNEQUAL[:2], 2),
-        (4, "sequence=2+sharded=2", UNEQUAL[:3], 3),
-        (4, "ulysses=2+sharded+recompute", UNEQUAL[:1], 2),
+        (4, "pairs", UNEQUAL, 2),
+        (2, "recompute", UNEQUAL, 2),
+        (2, "sequence", UNEQUAL[:3], 3),
+        (3, "sequence", UNEQUAL[:2], 2),
+        (2, "ulysses", UNEQUAL[:2], 2),
+        (4, "sequence+pairs", UNEQUAL[:3], 3),
+        (4, "ulysses+sharded", UNEQUAL[:1], 2),
     ],
 )
 def test_losses_and_gradients_are_those_of_one_process(size, scheme, micros, heads):
@@ -127,7 +142,7 @@ def the_first_works(folder: str, scheme: str) -> None:
         assert ours == theirs
 
 
-@pytest.mark.parametrize(("size", "scheme"), [(3, "replicas"), (3, "sharded"), (4, "sharded=2")])
+@pytest.mark.parametrize(("size", "scheme"), [(3, "replicas"), (3, "sharded"), (4, "pairs")])
 def test_owners_step_as_one_process_does(size, scheme, tmp_path):
     together(size, the_first_works, str(tmp_path), scheme)
 
@@ -142,14 +157,17 @@ def long_run(folder: str, scheme: str) -> None:
 
     began = time.monotonic()
     here = ranks(scheme)
-    every = Every(evaluate=20)
-    train(Packs(micros, here), Path(folder), RATES, steps=50, every=every, workers=0, ranks=here)
+    most = max(here.team.meshes, default=1)
+    stages = Span("wide", 0, sequence=most), Span("narrow", 30)
+    task = Packs(micros, here, sequence=lambda step: most if step < 30 else 1)
+    options = {"stages": stages, "every": Every(evaluate=20), "workers": 0, "ranks": here}
+    train(task, Path(folder), RATES, steps=50, **options)
     assert time.monotonic() - began < 30
     if here.first:
         assert json.loads((Path(folder) / "metrics.jsonl").read_text().splitlines()[-1])["judged"] == 50
 
 
-@pytest.mark.parametrize(("size", "scheme"), [(4, "replicas"), (3, "sharded"), (4, "sequence=2+sharded")])
+@pytest.mark.parametrize(("size", "scheme"), [(4, "replicas"), (3, "sharded"), (4, "sequence+pairs")])
 def test_unequal_work_never_hangs(size, scheme, tmp_path):
     together(size, long_run, str(tmp_path), scheme)
 
@@ -265,34 +283,22 @@ def test_owners_have_equal_loads():
     assert assign([5, 1], 1) == [0, 0]
 
 
-def test_schemes_are_words():
-    assert Scheme.parse("replicas") == Scheme()
-    assert Scheme.parse("sharded") == Scheme(sharded=0)
-    assert Scheme.parse("sharded=8+ulysses=2+recompute+compile") == Scheme(
-        sharded=8, sequence=2, ulysses=True, recompute=True, compile=True
-    )
+def test_numbers_that_do_not_divide_the_processes_become_those_that_do():
+    assert [fit(8, size) for size in (1, 4, 6, 7, 16)] == [1, 4, 2, 1, 8]
 
 
-@pytest.mark.parametrize(
-    ("text", "says"),
-    [
-        ("shraded", "did you mean 'sharded'"),
-        ("sequence", "such as sequence=2"),
-        ("recompute=2", "takes no number"),
-        ("sharded=x", "takes a number"),
-        ("sharded+replicas", "choose replicas or sharded"),
-        ("sequence=2+ulysses=2", "choose sequence or ulysses"),
-    ],
-)
-def test_schemes_that_mean_nothing_are_refused(text, says):
-    with pytest.raises(InputError, match=says):
-        Scheme.parse(text)
-
-
-def test_one_process_cannot_share():
-    assert connect(None) == Ranks()
-    assert connect("recompute").scheme.recompute
-    with pytest.raises(InputError, match="needs several processes"):
-        connect("sharded")
+def test_what_has_no_blocks_is_not_changed_in_silence():
+    assert connect(Scheme()) == ALONE
     with pytest.raises(InputError, match="Linear has no blocks"):
-        connect("recompute").place(torch.nn.Linear(1, 1))
+        connect(Scheme(recompute=True)).place(torch.nn.Linear(1, 1))
+
+
+def refuse() -> None:
+    with pytest.raises(InputError, match="only a transformer's tokens can be shared, not a Linear's"):
+        ranks("sequence").place(torch.nn.Linear(1, 1))
+    with pytest.raises(InputError, match="ulysses cannot divide 3 heads among 2 processes"):
+        ranks("ulysses").place(Packs(lambda step: UNEQUAL, heads=3).model)
+
+
+def test_what_cannot_be_shared_is_refused():
+    together(2, refuse)

@@ -12,7 +12,7 @@ from cogvideox.core import rng
 from cogvideox.core.pack import Pack, Segment
 from cogvideox.models.specs import TransformerSpec
 from cogvideox.models.transformer.model import Transformer
-from cogvideox.parallel.training import ALONE, Ranks
+from cogvideox.parallel.training import ALONE, Ranks, fit
 from cogvideox.training.task import Loss, Phase
 from tests.tiny import randomise, tiny_spec
 
@@ -46,10 +46,11 @@ class Packs:
         *,
         heads: int = 2,
         fail: Callable[[int], None] = lambda step: None,
+        sequence: Callable[[int], int] = lambda step: 1,
     ) -> None:
         spec = tiny_spec("5b", heads=heads).transformer
         self.model = randomise(Transformer(spec), 3).requires_grad_(True)
-        self.micros, self.here, self.fail = micros, here, fail
+        self.fail, self.steps = fail, _Steps(micros, here, sequence)
 
     @property
     def phases(self) -> tuple[Phase, ...]:
@@ -59,7 +60,7 @@ class Packs:
         return (Phase("model", self.model, matrix_blocks=blocks),)
 
     def batches(self) -> _Steps:
-        return _Steps(self.micros, self.here)
+        return self.steps
 
     def loss(self, phase: str, micro: tuple[int, Micro], step: int) -> Loss:
         self.fail(step)
@@ -75,8 +76,11 @@ class Packs:
 
 
 class _Steps(torch.utils.data.Dataset):
-    def __init__(self, micros: Callable[[int], Sequence[Micro]], here: Ranks) -> None:
-        self.micros, self.team, self.teams = micros, here.team, here.teams
+    def __init__(
+        self, micros: Callable[[int], Sequence[Micro]], here: Ranks, sequence: Callable[[int], int]
+    ) -> None:
+        self.micros, self.here, self.sequence = micros, here, sequence
 
     def __getitem__(self, step: int) -> list[tuple[int, Micro]]:
-        return list(enumerate(self.micros(step)))[self.team :: self.teams]
+        each = fit(self.sequence(step), self.here.size)
+        return list(enumerate(self.micros(step)))[self.here.rank // each :: self.here.size // each]

@@ -103,8 +103,6 @@ class Rule:
         scale = (self.side or short) / short
         if self.pixels is not None:
             scale = min(scale, (self.pixels / (row.height * row.width)) ** 0.5)
-        if scale > 1 and not row.source.startswith(SCHEME):  # Storybook is drawn at any size
-            return f"is {row.width}x{row.height}, too small"
         height, width = (
             max(1, int(scale * side + 1e-6) // unit) * unit
             for side, unit in (
@@ -112,6 +110,9 @@ class Rule:
                 (row.width, PIXELS_PER_LATENT * patch[2]),
             )
         )
+        larger = scale > 1 or height > row.height or width > row.width
+        if larger and not row.source.startswith(SCHEME):  # Storybook is drawn at any size
+            return f"is {row.width}x{row.height}, too small"
         shape = plan_shape(patch, frames, height, width)
         return Sample(replace(row, truth=None, lineage={}), shape.frames, height, width, fps)
 

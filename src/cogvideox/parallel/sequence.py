@@ -12,12 +12,12 @@ Shape legend: L tokens, N heads, K head dim, P numbers per patch, X q, k and v.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cogvideox.core.errors import InputError
 from cogvideox.core.pack import Pack, Segment
@@ -125,15 +125,22 @@ def share_attention(transformer: Transformer) -> None:
         block.attention = SharedAttention.of(attention)
 
 
-def share_tokens(transformer: Transformer, mesh: Mesh) -> None:
-    """Let the processes of a mesh without branches run a transformer together: whole packs in, whole outputs
-    out. Changes it in place; raises InputError as `share_attention` does.
+def share_tokens(transformer: Transformer, mesh: Callable[[], Mesh | None]) -> None:
+    """Let the processes that `mesh()` names at each call, without branches, run a transformer together: whole
+    packs in, whole outputs out. Changes it in place; raises InputError as `share_attention` does.
 
     In training each process takes the same loss over their number: gradients, summed over them, are right.
     """
+
+    def cut(module: nn.Module, inputs: tuple[Pack]) -> tuple[Pack]:
+        return inputs if (here := mesh()) is None else (share(inputs[0], here),)
+
+    def join(module: nn.Module, inputs: tuple[Pack], output: Tensor) -> Tensor:
+        return gather_video(output, inputs[0]) if isinstance(inputs[0], Share) else output
+
     share_attention(transformer)
-    transformer.register_forward_pre_hook(lambda module, inputs: (share(inputs[0], mesh),))
-    transformer.register_forward_hook(lambda module, inputs, output: gather_video(output, inputs[0]))
+    transformer.register_forward_pre_hook(cut)
+    transformer.register_forward_hook(join)
 
 
 class SharedAttention(FullAttention):

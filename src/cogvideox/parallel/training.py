@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from math import gcd
 from typing import Any, Self, TypeVar, cast
 
 import torch
@@ -19,7 +20,7 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.utils.checkpoint import checkpoint
 
-from cogvideox.core.errors import InputError, PeerError, nearest
+from cogvideox.core.errors import InputError, PeerError
 from cogvideox.core.launch import processes
 from cogvideox.models.transformer.model import Transformer
 from cogvideox.parallel.groups import TIMEOUT, Group
@@ -29,17 +30,18 @@ from cogvideox.parallel.watchdog import Watchdog
 from cogvideox.parallel.weights import Replicas, Sharded, Weights, blocks_of
 
 T = TypeVar("T")
-_FLAGS, _NUMBERS = ("replicas", "recompute", "compile"), ("sharded", "sequence", "ulysses")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scheme:
-    """How a model is trained by several processes, and how its blocks run."""
+    """How several processes train a model, and how its blocks run. Where the numbers do not divide the
+    processes that there are, the largest that do take their places.
+    """
 
-    sharded: int | None = None
-    """Processes that hold the model once (0: all of them); None: each holds all of it."""
-    sequence: int = 1
-    """Processes that share the tokens of each micro-batch."""
+    shards: int = 1
+    """Processes that hold the model once; 1: each holds all of it."""
+    sequences: tuple[int, ...] = (1,)
+    """How many may share the tokens of each micro-batch, at one time or another."""
     ulysses: bool = False
     """They exchange heads for rows, instead of gathering keys."""
     recompute: bool = False
@@ -47,32 +49,24 @@ class Scheme:
     compile: bool = False
     """Blocks are compiled, once for each of the first eight shapes of packs; others run as they are."""
 
-    @classmethod
-    def parse(cls, text: str) -> Self:
-        """From words joined by "+", such as "sharded=8+sequence=2+recompute": "replicas" (the default),
-        "sharded" (by all processes) or "sharded=N", "sequence=N" or "ulysses=N", "recompute", "compile".
-        InputError for others and for contradictions.
-        """
-        given: dict[str, int] = {}
-        for word in text.split("+"):
-            name, equals, number = word.partition("=")
-            if name not in _FLAGS + _NUMBERS:
-                raise InputError(f"unknown way to be parallel {word!r}{nearest(name, _FLAGS + _NUMBERS)}")
-            if equals and (name in _FLAGS or not number.isdecimal() or int(number) < 1):
-                raise InputError(f"parallel {word!r}: {name} takes {'no' if name in _FLAGS else 'a'} number")
-            if name in ("sequence", "ulysses") and not equals:
-                raise InputError(f"parallel {word!r}: say among how many processes, such as {name}=2")
-            given[name] = int(number or 0)
-        for rivals in ({"replicas", "sharded"}, {"sequence", "ulysses"}):
-            if rivals <= given.keys():
-                raise InputError(f"parallel {text!r}: choose {' or '.join(sorted(rivals))}")
-        return cls(
-            sharded=given.get("sharded"),
-            sequence=given.get("sequence", given.get("ulysses", 1)),
-            ulysses="ulysses" in given,
-            recompute="recompute" in given,
-            compile="compile" in given,
-        )
+
+def fit(wanted: int, processes: int) -> int:
+    """The largest number up to `wanted` that divides both it and the number of processes."""
+    return gcd(wanted, processes)
+
+
+@dataclass
+class Team:
+    """The processes that share the tokens of each micro-batch; they may be others in each stage of a run."""
+
+    meshes: Mapping[int, Mesh] = field(default_factory=dict)
+    """By how many they are, if more than one."""
+    size: int = 1
+    """How many they are now."""
+
+    def mesh(self) -> Mesh | None:
+        """Those of now; None for one alone."""
+        return self.meshes.get(self.size)
 
 
 @dataclass(frozen=True)
@@ -83,32 +77,29 @@ class Ranks:
 
     scheme: Scheme = Scheme()
     everyone: Group | None = None
-    tokens: Mesh | None = None
-    """Those that share the tokens of the same micro-batches."""
+    team: Team = field(default_factory=Team)
     shards: DeviceMesh | None = None
     """Copies of the model x its shards."""
     watchdog: Watchdog | None = None
 
     @classmethod
     def of(cls, scheme: Scheme, timeout: timedelta = TIMEOUT, device: str = "cpu") -> Self:
-        """Of all processes that torch knows of. InputError when the scheme does not divide them."""
-        size, each = dist.get_world_size(), scheme.sequence
-        if size % each:
-            raise InputError(f"{size} processes cannot share tokens in groups of {each}")
-        if size % (scheme.sharded or 1):
-            raise InputError(f"{size} processes cannot hold shards in groups of {scheme.sharded}")
-        everyone, tokens, shards = Group.of(range(size), timeout), None, None
-        if each > 1:
+        """Of all processes that torch knows of."""
+        size, meshes, shards = dist.get_world_size(), {}, None
+        everyone = Group.of(range(size), timeout)
+        for each in sorted({fit(wanted, size) for wanted in scheme.sequences} - {1}):
             groups = [Group.of(range(first, first + each), timeout) for first in range(0, size, each)]
             mine = next(group for group in groups if group.rank >= 0)
-            tokens = Mesh(mine, mine, scheme.ulysses)
-        if scheme.sharded is not None:
-            each = scheme.sharded or size
+            meshes[each] = Mesh(mine, mine, scheme.ulysses)
+        if (each := fit(scheme.shards, size)) > 1:
             shards = init_device_mesh(device, (size // each, each), mesh_dim_names=("copies", "shards"))
             shards = shards if each < size else shards["shards"]
-        return cls(
-            scheme, everyone, tokens, shards, Watchdog(everyone.rank, size, timeout.total_seconds() / 2)
-        )
+        watchdog = Watchdog(everyone.rank, size, timeout.total_seconds() / 2)
+        return cls(scheme, everyone, Team(meshes), shards, watchdog)
+
+    def replicas(self) -> Ranks:
+        """The same processes, each with a whole model and with micro-batches of its own."""
+        return replace(self, scheme=Scheme(), team=Team(), shards=None)
 
     @property
     def first(self) -> bool:
@@ -116,34 +107,41 @@ class Ranks:
         return self.everyone is None or self.everyone.rank == 0
 
     @property
+    def rank(self) -> int:
+        """Of this process, from 0."""
+        return self.everyone.rank if self.everyone else 0
+
+    @property
+    def size(self) -> int:
+        """How many processes there are."""
+        return self.everyone.size if self.everyone else 1
+
+    @property
     def shares(self) -> int:
-        """How many processes work on the same micro-batches; each counts for its part of their losses."""
-        return self.scheme.sequence if self.everyone else 1
+        """How many processes work on the same micro-batches now; each counts for its part of their losses."""
+        return self.team.size
 
-    @property
-    def teams(self) -> int:
-        """Among how many groups of processes micro-batches are dealt."""
-        return self.everyone.size // self.shares if self.everyone else 1
-
-    @property
-    def team(self) -> int:
-        """That of this process, from 0."""
-        return self.everyone.rank // self.shares if self.everyone else 0
+    def share(self, wanted: int) -> None:
+        """Let so many processes, one of the scheme's `sequences`, share the tokens of micro-batches from now
+        on. Those whose rank over their number is the same share them.
+        """
+        self.team.size = fit(wanted, self.size)
+        assert self.team.size == 1 or self.team.mesh() is not None
 
     def place(self, module: nn.Module) -> Weights:
         """Apply the scheme to a module, which is the same in every process. Changes it in place.
 
         InputError when the module has no blocks or no tokens, and the scheme is about them.
         """
-        if self.tokens is not None:
+        if self.team.meshes:
             if not isinstance(module, Transformer):
                 raise InputError(
                     f"only a transformer's tokens can be shared, not a {type(module).__name__}'s"
                 )
-            heads, size = module.spec.heads, self.tokens.sequence.size
+            heads, size = module.spec.heads, max(self.team.meshes)
             if self.scheme.ulysses and heads % size:
-                raise InputError(f"ulysses cannot divide {heads} heads among {size} processes; sequence can")
-            share_tokens(module, self.tokens)
+                raise InputError(f"ulysses cannot divide {heads} heads among {size} processes")
+            share_tokens(module, self.team.mesh)
         if self.scheme.compile or self.scheme.recompute:
             for block in blocks_of(module):
                 change_block(block, recompute=self.scheme.recompute, compiled=self.scheme.compile)
@@ -213,18 +211,12 @@ ALONE = Ranks()
 """A single process."""
 
 
-def connect(text: str | None) -> Ranks:
-    """The processes of this run, to be used as `Scheme.parse` reads it. InputError for an unknown scheme, or
-    for a single process that is asked to share.
-    """
-    scheme = Scheme.parse(text or "replicas")
+def connect(scheme: Scheme) -> Ranks:
+    """The processes of this run, which may be a single one."""
     if not dist.is_initialized() and processes() > 1:
         join()
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        return Ranks.of(scheme)
-    if scheme != replace(Scheme(), recompute=scheme.recompute, compile=scheme.compile):
-        raise InputError(f"parallel {text!r} needs several processes: start them with torchrun")
-    return Ranks(scheme)
+    several = dist.is_initialized() and dist.get_world_size() > 1
+    return Ranks.of(scheme) if several else Ranks(scheme)
 
 
 def change_block(block: nn.Module, *, recompute: bool, compiled: bool) -> None:

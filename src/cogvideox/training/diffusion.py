@@ -56,8 +56,7 @@ class DiffusionTask:
         self.model, self.spec, self.text, self._batches = model, spec, text, batches
         self.schedule, self._judge, self.objective = schedule, judge, batches.objective
         self._lost: dict[str, str] = {}
-        if self.objective.known and not spec.first_frame:
-            raise InputError("known > 0 trains to go on from clean frames: the model needs first_frame: true")
+        self.objective.check(spec)
         if text is None and spec.unconditional == "empty":
             raise InputError("the unconditional mode 'empty' needs the text encoder in training")
         if text is None or spec.unconditional == "zeros":

@@ -101,6 +101,8 @@ class Span:
     """What all rates are multiplied with."""
     anew: bool = False
     """Warm-up and decay begin anew."""
+    sequence: int = 1
+    """Processes that share each micro-batch."""
 
 
 class _Tail(Dataset[Any]):
@@ -208,6 +210,7 @@ class Trainer:
 
     def advance(self, batch: list[Any]) -> None:
         """One step. Raises NonFiniteError when `BAD` in a row were not finite."""
+        self.ranks.share(self.stage(self.step).sequence)
         active = [phase for phase in self.task.phases if self.step >= phase.begins]
         taken = {phase.name: self._take(phase, batch) for phase in active}
         if all(one.finite for one in taken.values()):

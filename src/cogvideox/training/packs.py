@@ -27,6 +27,7 @@ from cogvideox.data.plan import LOOK_AHEAD, Cost, Plan, Row, deal, imbalance
 from cogvideox.data.samples import Sample
 from cogvideox.diffusion.timesteps import iid, per_rank, stratified
 from cogvideox.models.specs import ModelSpec, PositionPolicy
+from cogvideox.parallel.training import fit
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 VALIDATION = -1
@@ -46,6 +47,8 @@ class DiffusionStage:
     """Which samples, in which shares."""
     positions: PositionPolicy | None = None
     """The model's policy from this stage on; None: as it was built."""
+    sequence: int = 1
+    """Processes that share a row, if so many divide those that there are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +80,11 @@ class Objective:
     """
     captions: Mapping[str, float] = field(default_factory=dict)
     """Kind of caption -> weight; kinds that are not named have weight 0, unless none is."""
+
+    def check(self, spec: ModelSpec) -> None:
+        """InputError for what generation with the model would not match."""
+        if self.known and not spec.first_frame:
+            raise InputError("known > 0 trains to go on from clean frames: the model needs first_frame: true")
 
 
 @dataclass(frozen=True)
@@ -121,7 +129,7 @@ class PackedRow:
 
 
 class PackedBatches(Dataset[Any]):
-    """Step -> the rows of this rank, of which there may be none."""
+    """Step -> the rows of this rank, of which there may be none; those that share rows have the same."""
 
     def __init__(
         self,
@@ -191,10 +199,13 @@ class PackedBatches(Dataset[Any]):
         places = iter(range(len(flat)))
         placed = [tuple(next(places) for _ in row) for row in rows]
         lengths = [self.lengths[index] for index in flat]
-        dealt = deal(placed, [self.cost(row, lengths) for row in placed], self.ranks)
+        each = fit(stage.sequence, self.ranks)
+        team, teams = self.rank // each, self.ranks // each
+        dealt = deal(placed, [self.cost(row, lengths) for row in placed], teams)
         loads = [sum(self.cost(row, lengths) for row in mine) for mine in dealt]
-        mine, uneven = dealt[self.rank], imbalance(loads)
-        timesteps = self._timesteps(step, len(flat), [place for row in mine for place in row])
+        mine, uneven = dealt[team], imbalance(loads)
+        places_here = [place for row in mine for place in row]
+        timesteps = self._timesteps(step, len(flat), places_here, team, teams)
         found = []
         for row in mine:
             items = [self.item(step, place, flat[place], timesteps[place]) for place in row]
@@ -202,11 +213,13 @@ class PackedBatches(Dataset[Any]):
             found.append(PackedRow(items, stage.capacity, uneven, stage.positions))
         return found
 
-    def _timesteps(self, step: int, count: int, mine: Sequence[int]) -> dict[int, int]:
+    def _timesteps(
+        self, step: int, count: int, mine: Sequence[int], team: int = 0, teams: int = 1
+    ) -> dict[int, int]:
         """Place -> timestep, at least for the places of this rank."""
         key = (self.seed, "timesteps", step)
         if self.objective.timesteps == "per-rank":
-            return dict(zip(mine, per_rank(len(mine), *key, rank=self.rank, ranks=self.ranks), strict=True))
+            return dict(zip(mine, per_rank(len(mine), *key, rank=team, ranks=teams), strict=True))
         draw = stratified if self.objective.timesteps == "uniform" else iid
         return dict(enumerate(draw(count, *key)))
 

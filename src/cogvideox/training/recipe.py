@@ -181,6 +181,7 @@ class Stage(Strict):
             rows=self.rows,
             data=tuple(choices),
             positions=self.positions,
+            sequence=self.sequence,
         )
 
 
@@ -192,6 +193,10 @@ class Parallel(Strict):
     """Processes that share one copy of the weights, of their average and of the optimizer's state."""
     recompute: bool = False
     """Activation checkpointing: blocks run again in the backward instead of keeping what it needs."""
+    ulysses: bool = False
+    """Processes that share a row exchange heads for tokens, where their number divides the heads."""
+    compile: bool = False
+    """Blocks are compiled; this pays where rows have few shapes."""
 
 
 def _named(value: Any) -> Any:
@@ -238,10 +243,13 @@ class DiffusionRecipe(Strict):
     def spans(self) -> list[Span]:
         """The stages, as the loop knows them."""
         ends = accumulate((stage.steps for stage in self.stages), initial=0)
-        return [Span(s.name, at, s.rate, s.anew) for s, at in zip(self.stages, ends, strict=False)]
+        return [
+            Span(s.name, at, s.rate, s.anew, s.sequence) for s, at in zip(self.stages, ends, strict=False)
+        ]
 
     @model_validator(mode="after")
     def _fits_together(self) -> DiffusionRecipe:
+        self.objective.check(self.model)
         _unique("stages", [stage.name for stage in self.stages])
         if isinstance(self.data, StorybookData):
             _unique("parts", names := [part.name for part in self.data.parts])

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
 
 from cogvideox.checkpoints.configs import OWN_FILE, read_json, read_record, read_vae, write_vae
 from cogvideox.checkpoints.folder import Model, load_model, load_text, read_tokenizer, save_model, write_json
@@ -32,6 +31,7 @@ from cogvideox.models.specs import ModelSpec
 from cogvideox.models.text import EmbeddingCache, TextEncoder, fingerprint
 from cogvideox.models.transformer.model import Transformer
 from cogvideox.models.vae.autoencoder import VAE
+from cogvideox.parallel.training import ALONE, Ranks, Scheme, connect
 from cogvideox.training.diffusion import DiffusionTask
 from cogvideox.training.encode import Encoder, load_vae, text_hash, vae_hash
 from cogvideox.training.folder import begin
@@ -66,22 +66,42 @@ def run_recipe(recipe: AnyRecipe, folder: Path, *, workers: int = 1, writers: Se
     A VAE ends up in `folder/vae`, a whole model in `folder/model`, as diffusers reads them, a judge in
     `folder/judge`; returns which.
     """
-    begin(folder, recipe, sys.argv)
+    ranks = connect(scheme(recipe))
+    ranks.lead(lambda: begin(folder, recipe, sys.argv))
     if isinstance(recipe, VAERecipe):
-        return run_vae(recipe, folder, workers, writers)
+        return run_vae(recipe, folder, workers, writers, ranks)
     if isinstance(recipe, JudgeRecipe):
-        return run_judge(recipe, folder, workers, writers)
-    return run_diffusion(recipe, folder, workers, writers)
+        return run_judge(recipe, folder, workers, writers, ranks)
+    return run_diffusion(recipe, folder, workers, writers, ranks)
 
 
-def run_vae(recipe: VAERecipe, folder: Path, workers: int, writers: Sequence[Writer]) -> Path:
+def scheme(recipe: AnyRecipe) -> Scheme:
+    """How the recipe is trained by several processes."""
+    if not isinstance(recipe, DiffusionRecipe):
+        return Scheme()
+    asked = recipe.parallel
+    return Scheme(
+        shards=asked.shards,
+        sequences=tuple(stage.sequence for stage in recipe.stages),
+        ulysses=asked.ulysses,
+        recompute=asked.recompute,
+        compile=asked.compile,
+    )
+
+
+def run_vae(
+    recipe: VAERecipe, folder: Path, workers: int, writers: Sequence[Writer], ranks: Ranks = ALONE
+) -> Path:
     """Train a VAE and write it with the scale that gives its latents unit variance."""
     perceptual = find_perceptual(recipe.loss.perceptual)
-    print(f"perceptual loss: {perceptual.name}", flush=True)
-    if not same_source(folder / "perceptual.txt", perceptual.name):
-        raise InputError(
-            f"{folder} was begun with another perceptual loss than {perceptual.name}; take a new --output"
-        )
+
+    def claim() -> None:
+        print(f"perceptual loss: {perceptual.name}", flush=True)
+        if not same_source(folder / "perceptual.txt", perceptual.name):
+            had = f"{folder} was begun with another perceptual loss than {perceptual.name}"
+            raise InputError(f"{had}; take a new --output")
+
+    ranks.lead(claim)
     task = VAETask(
         recipe.vae,
         recipe.stages,
@@ -99,22 +119,29 @@ def run_vae(recipe: VAERecipe, folder: Path, workers: int, writers: Sequence[Wri
         every=recipe.every,
         workers=workers,
         writers=writers,
+        ranks=ranks,
     )["vae"].ema_weights()
-    scale = round(1.0 / task.latent_std(weights), 4)
-    vae = VAE(replace(recipe.vae, scale=scale, condition_scale=scale))
-    vae.load_state_dict(weights)
-    with atomic_path(folder / "vae") as partial:
-        tensors = iter_theirs(diffusers_vae(vae.spec), vae.state_dict(), "vae")
-        write_weights(tensors, partial, DIFFUSERS_STEM, dtype=torch.bfloat16)
-        write_json(partial / "config.json", write_vae(vae.spec, 128, 128))
-        write_json(partial / OWN_FILE, {"record": {"perceptual": perceptual.name}})
+    ranks.lead(lambda: _write_vae(task, weights, perceptual.name, folder / "vae"))
     return folder / "vae"
 
 
-def run_judge(recipe: JudgeRecipe, folder: Path, workers: int, writers: Sequence[Writer]) -> Path:
+def _write_vae(task: VAETask, weights: dict[str, Tensor], perceptual: str, folder: Path) -> None:
+    scale = round(1.0 / task.latent_std(weights), 4)
+    vae = VAE(replace(task.spec, scale=scale, condition_scale=scale))
+    vae.load_state_dict(weights)
+    with atomic_path(folder) as partial:
+        tensors = iter_theirs(diffusers_vae(vae.spec), vae.state_dict(), "vae")
+        write_weights(tensors, partial, DIFFUSERS_STEM, dtype=torch.bfloat16)
+        write_json(partial / "config.json", write_vae(vae.spec, 128, 128))
+        write_json(partial / OWN_FILE, {"record": {"perceptual": perceptual}})
+
+
+def run_judge(
+    recipe: JudgeRecipe, folder: Path, workers: int, writers: Sequence[Writer], ranks: Ranks = ALONE
+) -> Path:
     """Train a judge and write it with the shares of its right answers about true renders."""
     task = JudgeTask(judge_spec(), recipe.stages, seed=recipe.seed)
-    optimizer = train(
+    weights = train(
         task,
         folder,
         {"model": recipe.optimizer},
@@ -123,15 +150,19 @@ def run_judge(recipe: JudgeRecipe, folder: Path, workers: int, writers: Sequence
         every=recipe.every,
         workers=workers,
         writers=writers,
-    )["model"]
-    task.model.load_state_dict(optimizer.ema_weights())
-    write_judge(task.model.eval(), folder / "judge", recipe.seed)
+        ranks=ranks,
+    )["model"].ema_weights()
+    task.model.load_state_dict(weights)
+    ranks.lead(lambda: write_judge(task.model.eval(), folder / "judge", recipe.seed))
     return folder / "judge"
 
 
-def run_diffusion(recipe: DiffusionRecipe, folder: Path, workers: int, writers: Sequence[Writer]) -> Path:
+def run_diffusion(
+    recipe: DiffusionRecipe, folder: Path, workers: int, writers: Sequence[Writer], ranks: Ranks = ALONE
+) -> Path:
     """Encode what is missing, train the text encoder, then the transformer; write the whole model."""
-    parts = Parts(recipe, folder, workers)
+    parts = Ingredients(recipe, folder, workers, ranks)
+    ranks.lead(parts.encode)
     transformer = parts.transformer()
     task = _diffusion_task(parts, transformer)
     optimizer = train(
@@ -142,22 +173,28 @@ def run_diffusion(recipe: DiffusionRecipe, folder: Path, workers: int, writers: 
         stages=recipe.spans,
         every=recipe.every,
         workers=workers,
-        meter=Meter(measure(CPU, torch.bfloat16).matmul),
+        meter=Meter(ranks.size * measure(CPU, torch.bfloat16).matmul),
         writers=writers,
+        ranks=ranks,
     )["model"]
-    model = assemble(parts.spec, parts.vae, parts.text, optimizer.ema_weights())
-    record = {"vae": read_record(parts.vae_home)}
-    save_model(replace(model, record=record), folder / "model", dtype=torch.bfloat16)
+    weights = optimizer.ema_weights()
+
+    def write() -> None:
+        model = assemble(parts.spec, parts.vae, parts.text, weights)
+        record = {"vae": read_record(parts.vae_home)}
+        save_model(replace(model, record=record), folder / "model", dtype=torch.bfloat16)
+
+    ranks.lead(write)
     return folder / "model"
 
 
-class Parts:
+class Ingredients:
     """What a training of the transformer takes from elsewhere. With stored latents and texts, the VAE and the
     text encoder are read when a validation or the final model first asks for them.
     """
 
-    def __init__(self, recipe: DiffusionRecipe, folder: Path, workers: int) -> None:
-        self.recipe, self.folder, self.workers = recipe, folder, workers
+    def __init__(self, recipe: DiffusionRecipe, folder: Path, workers: int, ranks: Ranks = ALONE) -> None:
+        self.recipe, self.folder, self.workers, self.ranks = recipe, folder, workers, ranks
         given = resolve(recipe.vae)
         self.home = given if (given / "vae").is_dir() else None
         """The whole model that the VAE belongs to, if it is of one."""
@@ -178,12 +215,18 @@ class Parts:
     def vae(self) -> VAE:
         return load_vae(self.vae_home, self.spec.vae, torch.bfloat16, CPU)
 
+    def encode(self) -> None:
+        """Leave nothing to be written when others ask for the `store`."""
+        assert self.store is not None
+
     @cached_property
     def store(self) -> Store:
         """The samples."""
         data, seed = self.recipe.data, self.recipe.seed
         if isinstance(data, StorybookData):
             encoder = Encoder(self.spec, self.vae, None, seed)
+            count = sum(part.clips for part in data.parts)
+            print(f"data: {count} clips in {data.encoded}; those that are missing are encoded", flush=True)
             return encode_storybook(data.parts, data.encoded, encoder, self.vae_hash, workers=self.workers)
         if data.encoded is not None:
             home = self._text_home
@@ -213,7 +256,7 @@ class Parts:
                 "a model needs a text encoder: give the sizes of a new one as `text`, or `start`"
             )
         else:
-            text = _new_text(sizes, self.recipe, self.store.samples, self.folder)
+            text = _new_text(sizes, self.recipe, self.store.samples, self.folder, self.ranks)
         size = 2 * spec.transformer.text_length * spec.transformer.text_dim
         text.cache = EmbeddingCache(CACHE // size)
         return text
@@ -241,12 +284,19 @@ class Parts:
         return begun.requires_grad_(True)
 
 
-def _diffusion_task(parts: Parts, transformer: Transformer) -> DiffusionTask:
+def _diffusion_task(parts: Ingredients, transformer: Transformer) -> DiffusionTask:
     """The task, whose validation makes clips with the averaged weights."""
     recipe, spec = parts.recipe, parts.spec
     stages = tuple(stage.loaded for stage in recipe.stages)
     batches = PackedBatches(
-        parts.store, spec, stages, recipe.objective, seed=recipe.seed, held=recipe.data.held
+        parts.store,
+        spec,
+        stages,
+        recipe.objective,
+        seed=recipe.seed,
+        held=recipe.data.held,
+        rank=parts.ranks.rank,
+        ranks=parts.ranks.size,
     )
 
     def judge(weights: dict[str, Tensor], where: Path, step: int) -> None:
@@ -285,12 +335,13 @@ def _initialise(transformer: Transformer) -> None:
 
 
 def _new_text(
-    sizes: NewText, recipe: DiffusionRecipe, samples: Sequence[Sample], folder: Path
+    sizes: NewText, recipe: DiffusionRecipe, samples: Sequence[Sample], folder: Path, ranks: Ranks
 ) -> TextEncoder:
     """A text encoder trained by itself in `folder/text`; from then on it is frozen, as T5 is in the paper."""
     # Samples of other shapes show some of the same clips: each counts once.
     clips = list({tuple(sample.captions): sample.captions for sample in samples}.values())
-    tokenizer = _tokenizer(sizes, clips, folder)
+    ranks.lead(lambda: _make_tokenizer(sizes, clips, folder / "tokenizer"))
+    tokenizer = read_tokenizer(folder / "tokenizer")
     length, width = recipe.model.transformer.text_length, recipe.model.transformer.text_dim
     model = new_t5(sizes, width, len(tokenizer))
     for kind in dict(clips[0]):
@@ -301,19 +352,24 @@ def _new_text(
     captions = [[words for _, words in some] for some in clips]
     task = TextTask(model, lambda texts: tokenize(tokenizer, texts, length), captions, seed=recipe.seed)
     rates = {"model": Rates(matrix_lr=0.0, lr=1e-3, decay_from=0.2)}
-    train(task, folder / "text", rates, steps=sizes.steps, every=recipe.every, workers=0, writers=[View()])
+    train(
+        task,
+        folder / "text",
+        rates,
+        steps=sizes.steps,
+        every=recipe.every,
+        workers=0,
+        writers=[View()],
+        ranks=ranks.replicas(),
+    )
     for parameter in model.requires_grad_(False).parameters():
         parameter.data = parameter.data.bfloat16()
     return TextEncoder(tokenizer, model, length)
 
 
-def _tokenizer(
-    sizes: NewText, clips: Sequence[Sequence[tuple[str, str]]], folder: Path
-) -> PreTrainedTokenizerBase:
+def _make_tokenizer(sizes: NewText, clips: Sequence[Sequence[tuple[str, str]]], home: Path) -> None:
     """The tokenizer of the run, made from the captions of its clips the first time."""
-    home = folder / "tokenizer"
     if not home.is_dir():
         words = (words for captions in clips for _, words in captions)
         with atomic_path(home) as partial:
             make_tokenizer(words, sizes.vocabulary).save_pretrained(partial)
-    return read_tokenizer(home)
