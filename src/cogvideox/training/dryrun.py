@@ -13,6 +13,7 @@ from cogvideox.core.device import peak_memory
 from cogvideox.core.pack import Segment
 from cogvideox.core.shapes import plan_shape
 from cogvideox.generation.plan import gib
+from cogvideox.parallel.training import Scheme, connect
 from cogvideox.training import budget, judge, vae
 from cogvideox.training.diffusion import matrix_blocks
 from cogvideox.training.interrupt import Stopped
@@ -142,13 +143,16 @@ def rehearse(recipe: AnyRecipe, workers: int) -> Rehearsed:
         def write(self, line: Line) -> None:
             lines.append(line)
 
-    with tempfile.TemporaryDirectory(prefix="cogvideox-") as scratch:
-        short = shortest(recipe, Path(scratch) / "encoded")
+    ranks = connect(Scheme())
+    with tempfile.TemporaryDirectory(prefix="cogvideox-") as own:
+        scratch = Path(ranks.lead(lambda: own))
+        short = shortest(recipe, scratch / "encoded")
         try:
-            run_recipe(short, Path(scratch) / "run", workers=workers, writers=[Listener()])
+            run_recipe(short, scratch / "run", workers=workers, writers=[Listener()])
         except Stopped:  # there is nothing to go on with
             raise KeyboardInterrupt from None
-    return Rehearsed(short.spans[0].name, lines[-1]["seconds_per_step"], peak_memory())
+        seconds = ranks.lead(lambda: lines[-1]["seconds_per_step"])  # nothing goes before all have ended
+    return Rehearsed(short.spans[0].name, seconds, peak_memory())
 
 
 def shortest(recipe: AnyRecipe, scratch: Path) -> AnyRecipe:
