@@ -195,9 +195,8 @@ class JudgeBatches(Dataset[Any]):
                 films.append((clip, clip.render(frames, 8, height, width)))
             else:
                 films += portraits(clip, min(PORTRAITS, count - len(films)), height, width, draw)
-        wear = {
-            k: rng.generator(self.seed, "wear", step, k) for k in range(len(films)) if draw.random() < 0.6
-        }
+        rough = [k for k in range(count) if draw.random() < WORN]
+        wear = {k: rng.generator(self.seed, "wear", step, k) for k in rough}
         return [show(films, self.spec, wear)]
 
 
