@@ -81,7 +81,7 @@ class Shown:
 def worn(video_TCHW: Tensor, draw: np.random.Generator) -> Tensor:
     """A clip in [-1, 1] with the faults of a VAE: lost detail, noise, other colours, mixed neighbours."""
     height, width = video_TCHW.shape[2:]
-    share = draw.uniform(0.35, 1.0)
+    share = draw.uniform(0.45, 1.0)
     small = F.interpolate(
         video_TCHW, size=(round(height * share), round(width * share)), mode="bilinear", antialias=True
     )
