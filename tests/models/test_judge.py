@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from cogvideox.models.judge import JudgeNet, JudgeSpec, Questions, fit
+from cogvideox.models.judge import JudgeNet, JudgeSpec, OverTime, Questions, fit
 
 ANSWERS = {"character": 5, "scene": 3, "style": 2, "camera": 4, "event": 2, "count": 4}
 SPEC = JudgeSpec(
@@ -97,3 +97,12 @@ def test_videos_are_brought_to_one_size():
         frames = np.full((2, height, width, 3), 255, np.uint8)
         assert fit(frames, spec).shape == (2, 3, *want), (height, width)
         assert fit(frames, spec).min() == pytest.approx(1)
+
+
+@torch.no_grad()
+def test_when_something_happens_matters():
+    torch.manual_seed(0)
+    over, real = OverTime(4, 16, 3).eval(), torch.ones(1, 17, dtype=torch.bool)
+    early, late = torch.zeros(1, 17, 4), torch.zeros(1, 17, 4)
+    early[:, 5], late[:, 11] = 1.0, 1.0
+    assert not torch.allclose(over(early, real), over(late, real), atol=1e-4)

@@ -10,6 +10,7 @@ from cogvideox.core import rng
 from cogvideox.core.errors import CheckpointError, InputError
 from cogvideox.data.storybook import World
 from cogvideox.data.storybook.labels import vocabulary
+from cogvideox.data.storybook.world import heldout_triples
 from cogvideox.evaluation.judge.reading import Judge
 from cogvideox.models.judge import JudgeNet, JudgeSpec, Look
 from cogvideox.training.judge import (
@@ -20,6 +21,7 @@ from cogvideox.training.judge import (
     answer,
     judge_spec,
     losses,
+    portraits,
     right,
     show,
     worn,
@@ -40,6 +42,17 @@ def test_batches_are_functions_of_their_step():
     shapes = [JudgeBatches((STAGE,), SPEC, 0)[step][0].video_BTCHW.shape for step in range(4)]
     assert len(set(shapes)) > 1
     assert all(s[0] * s[1] * s[3] * s[4] <= 1.2 * STAGE.budget * 32 * 32 for s in shapes)
+
+
+def test_portraits_show_many_in_one_place_in_compositions_of_training():
+    base, draw = World(seed=4).clip(7, 0.0), rng.generator(0, "portraits")
+    films = list(portraits(base, 40, 64, 64, draw))
+    assert len({clip.actors[0].character for clip, _ in films}) > 20
+    assert {len(clip.actors) for clip, _ in films} >= {1, 2}
+    for clip, frames in films:
+        assert clip.setting == base.setting
+        assert np.array_equal(frames, clip.render(1, 8, 64, 64))
+        assert heldout_triples().isdisjoint(clip.triples())
 
 
 def test_wear_keeps_the_picture_and_takes_its_detail():
@@ -74,7 +87,7 @@ def shown():
         world.describe("tiger", None, "meadow", relation="chases", other="mouse"),
         world.describe("dog", "jump", "meadow", then="move right"),
     ]
-    return show(clips, 17, 32, 32, SPEC, {})
+    return show(((clip, clip.render(17, 8, 32, 32)) for clip in clips), SPEC)
 
 
 def test_who_knows_all_has_no_loss_and_all_points(shown):
@@ -93,7 +106,8 @@ def test_who_knows_all_has_no_loss_and_all_points(shown):
 def test_every_weight_learns_from_pictures_and_clips(shown):
     torch.manual_seed(0)
     net = JudgeNet(SPEC)
-    still = show([World().clip(1, 0.0)], 1, 32, 32, SPEC, {})
+    clip = World().clip(1, 0.0)
+    still = show([(clip, clip.render(1, 8, 32, 32))], SPEC)
     for micro in (shown, still):
         torch.stack(list(losses(answer(net, micro), micro).values())).sum().backward()
         for name, parameter in net.named_parameters():

@@ -60,7 +60,7 @@ class JudgeSpec:
 
 def fit(video_THWC: NDArray[np.uint8], spec: JudgeSpec) -> Tensor:
     """uint8 frames of any size as float32 (T, C, H, W) in [-1, 1] of the judge's size."""
-    x_TCHW = torch.from_numpy(video_THWC).permute(0, 3, 1, 2).float()
+    x_TCHW = torch.tensor(video_THWC).permute(0, 3, 1, 2).float()
     size = spec.fit(*x_TCHW.shape[2:])
     if size != tuple(x_TCHW.shape[2:]):
         x_TCHW = F.interpolate(x_TCHW, size=size, mode="bilinear", antialias=True, align_corners=False)

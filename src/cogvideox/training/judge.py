@@ -6,7 +6,7 @@ Shape legend: B clips, T frames, C channels, H W pixels or cells, K characters, 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,15 @@ from cogvideox.checkpoints.weights import write_weights
 from cogvideox.core import rng
 from cogvideox.core.files import atomic_path
 from cogvideox.data.storybook import Clip, World
+from cogvideox.data.storybook.cast import cast
 from cogvideox.data.storybook.labels import UNSURE, Labels, cells, labels, vocabulary
-from cogvideox.data.storybook.world import VERSION
+from cogvideox.data.storybook.relations import relate
+from cogvideox.data.storybook.render import Renderer
+from cogvideox.data.storybook.sample import pick_relation, solo
+from cogvideox.data.storybook.scenes import scene
+from cogvideox.data.storybook.state import Relation
+from cogvideox.data.storybook.world import VERSION, heldout_triples
+from cogvideox.data.video import Frames
 from cogvideox.models.judge import STRIDE, JudgeNet, JudgeSpec, Look, Questions, fit
 from cogvideox.training.task import Loss, Metrics, Phase
 
@@ -30,8 +37,17 @@ SIDES = (64, 96, 128, 128)
 """Short sides in pixels of the renders, one drawn for each step."""
 ASPECTS = ((1, 1), (1, 1), (9, 16), (16, 9))
 """Their height to width."""
+WORN = 0.6
+"""Share of the clips that are worn."""
+PORTRAITS = 8
+"""Stills of each place."""
 TESTS = 96
 """Held-out clips of each validation."""
+
+Film = tuple[Clip, Frames]
+"""A clip and all of its frames."""
+NEW: Mapping[int, np.random.Generator] = {}
+"""Nothing is worn."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +56,7 @@ class JudgeStage:
 
     steps: int
     frames: dict[int, float]
-    """Frames of a clip -> how often it is drawn."""
+    """Frames of a clip -> how often it is drawn; 1: portraits."""
     budget: int
     """Frames per step, if they are square; larger ones are fewer."""
 
@@ -65,7 +81,7 @@ class Shown:
 def worn(video_TCHW: Tensor, draw: np.random.Generator) -> Tensor:
     """A clip in [-1, 1] with the faults of a VAE: lost detail, noise, other colours, mixed neighbours."""
     height, width = video_TCHW.shape[2:]
-    share = draw.uniform(0.35, 1.0)
+    share = draw.uniform(0.45, 1.0)
     small = F.interpolate(
         video_TCHW, size=(round(height * share), round(width * share)), mode="bilinear", antialias=True
     )
@@ -77,13 +93,31 @@ def worn(video_TCHW: Tensor, draw: np.random.Generator) -> Tensor:
     return video_TCHW * draw.uniform(0.85, 1.1) + draw.uniform(-0.08, 0.08) + torch.from_numpy(noise)
 
 
-def show(
-    clips: Iterable[Clip], frames: int, height: int, width: int, spec: JudgeSpec, wear: Mapping[int, Any]
-) -> Shown:
-    """Render and label clips; `wear` gives the generator of `worn` for the positions that are to be worn."""
+def portraits(clip: Clip, count: int, height: int, width: int, draw: np.random.Generator) -> Iterator[Film]:
+    """Stills of one place with many of the cast in it, one or more at a time, in compositions that training
+    may show: many faces at the price of one place.
+    """
+    where, everybody = scene(clip.setting.scene), list(cast().values())
+    place = Renderer(clip, height, width)
+    while count:
+        who = everybody[int(draw.integers(len(everybody)))]
+        kind, people = pick_relation(draw, who, where, 0.0)
+        if kind and draw.random() < 0.5:
+            actors = relate(draw, kind, people, where, 0.0).actors
+            still = replace(clip, actors=actors, relation=Relation(kind, len(people)))
+        else:
+            size = who.size * float(draw.uniform(0.2, 0.6))
+            still = replace(clip, actors=(solo(draw, who, where, "stay", "", 0.0, size),), relation=None)
+        if heldout_triples().isdisjoint(still.triples()):
+            count -= 1
+            yield still, place.with_actors(still.actors).frame(0.0)[None]
+
+
+def show(films: Iterable[Film], spec: JudgeSpec, wear: Mapping[int, np.random.Generator] = NEW) -> Shown:
+    """Label clips of one shape; `wear` gives the generator of `worn` for the places of those to be worn."""
     videos, classes, targets, answers = [], [], [], []
-    for index, clip in enumerate(clips):
-        video = fit(clip.render(frames, 8, height, width), spec)
+    for index, (clip, frames_THWC) in enumerate(films):
+        frames, video = len(frames_THWC), fit(frames_THWC, spec)
         if index in wear:
             video = worn(video, wear[index])
         rows, columns = (n // STRIDE for n in video.shape[2:])
@@ -154,9 +188,16 @@ class JudgeBatches(Dataset[Any]):
         height, width = (16 * round(side * n / min(aspect) / 16) for n in aspect)
         count = max(1, round(stage.budget * min(aspect) / (frames * max(aspect))))
         world = World(seed=self.seed, split="train")
-        clips = [world.clip(int(i), (frames - 1) / 8) for i in draw.integers(2**31, size=count)]
-        wear = {k: rng.generator(self.seed, "wear", step, k) for k in range(count) if draw.random() < 0.6}
-        return [show(clips, frames, height, width, self.spec, wear)]
+        films: list[Film] = []
+        places = draw.integers(2**31, size=count if frames > 1 else -(-count // PORTRAITS))
+        for clip in (world.clip(int(index), (frames - 1) / 8) for index in places):
+            if frames > 1:
+                films.append((clip, clip.render(frames, 8, height, width)))
+            else:
+                films += portraits(clip, min(PORTRAITS, count - len(films)), height, width, draw)
+        rough = [k for k in range(count) if draw.random() < WORN]
+        wear = {k: rng.generator(self.seed, "wear", step, k) for k in rough}
+        return [show(films, self.spec, wear)]
 
 
 @dataclass(frozen=True)
@@ -269,8 +310,9 @@ def ceiling(
     """Shares of right answers about renders, half of them of compositions that training never shows."""
     sums: dict[str, tuple[float, float]] = {}
     for index in range(0, clips, 8):
-        shown = show(_tests(seed, index, 8, frames), frames, side, side, net.spec,
-                     {k: rng.generator(seed, "wear-test", index, k) for k in range(8 * wear)})  # fmt: skip
+        tests = ((clip, clip.render(frames, 8, side, side)) for clip in _tests(seed, index, 8, frames))
+        rough = {k: rng.generator(seed, "wear-test", index, k) for k in range(8 * wear)}
+        shown = show(tests, net.spec, rough)
         for name, (hits, asked) in right(answer(net, shown), shown).items():
             before = sums.get(name, (0.0, 0.0))
             sums[name] = before[0] + hits, before[1] + asked
@@ -283,7 +325,7 @@ def _tests(seed: int, first: int, count: int, frames: int) -> Iterator[Clip]:
         yield world.clip(index, (frames - 1) / 8)
 
 
-def write_judge(net: JudgeNet, folder: Path, seed: int, clips: int = 1000) -> None:
+def write_judge(net: JudgeNet, folder: Path, seed: int, clips: int = 500) -> None:
     """The judge as `evaluation.judge` reads it, with its ceiling: how right it is about real renders."""
     with atomic_path(folder) as partial:
         write_weights(net.state_dict().items(), partial, "model", dtype=torch.bfloat16)

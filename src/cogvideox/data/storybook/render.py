@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -185,6 +186,12 @@ class Renderer:
         ]
         self.weather = [Weather(e, height, width) for e in clip.events if e.kind in ("rain", "snow")]
         self.filter = style_filter(clip.style, clip.setting.seed, height, width) if clip.style else None
+
+    def with_actors(self, actors: tuple[Actor, ...]) -> Renderer:
+        """The same place with others in it; painting the place is most of the work for a picture."""
+        other = copy(self)
+        other.clip = replace(self.clip, actors=actors)
+        return other
 
     def frame(self, time: float) -> Frame:
         """The picture at `time`, uint8 (H, W, 3)."""
