@@ -15,7 +15,6 @@ from cogvideox.core.shapes import plan_shape
 from cogvideox.generation.plan import gib
 from cogvideox.training import budget, vae
 from cogvideox.training.diffusion import matrix_blocks
-from cogvideox.training.interrupt import Stopped
 from cogvideox.training.loop import Every
 from cogvideox.training.metrics import Line, Writer
 from cogvideox.training.recipe import AnyRecipe, DiffusionRecipe, Stage, StorybookData, VAERecipe
@@ -126,10 +125,7 @@ def rehearse(recipe: AnyRecipe, workers: int) -> Rehearsed:
 
     with tempfile.TemporaryDirectory(prefix="cogvideox-") as scratch:
         short = shortest(recipe, Path(scratch) / "encoded")
-        try:
-            run_recipe(short, Path(scratch) / "run", workers=workers, writers=[Listener()])
-        except Stopped:  # there is nothing to go on with
-            raise KeyboardInterrupt from None
+        run_recipe(short, Path(scratch) / "run", workers=workers, writers=[Listener()])
     return Rehearsed(short.spans[0].name, lines[-1]["seconds_per_step"], peak_memory())
 
 
