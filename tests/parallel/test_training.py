@@ -1,5 +1,6 @@
 """Training in several processes: the losses, gradients and weights of one, whatever the shares of work."""
 
+import functools
 import json
 import os
 import random
@@ -258,6 +259,18 @@ def test_the_number_of_processes_may_change(tmp_path):
 
 
 # ------------------------------------------------------------------------------------------- in one process
+
+
+def test_compiled_blocks_give_the_same(monkeypatch):
+    """Traced as for a compiler; the code that torch generates is torch's affair."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    expected = gradients(Packs(lambda step: UNEQUAL[1:3]), ALONE)
+    found = gradients(Packs(lambda step: UNEQUAL[1:3]), connect(Scheme(compile=True, recompute=True)))
+    assert found[:2] == pytest.approx(expected[:2], rel=1e-6)
+    for one, other in zip(found[2], expected[2], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    stats = torch._dynamo.utils.counters["stats"]
+    assert stats["unique_graphs"] >= 2
 
 
 def test_the_watchdog_tells_who_stands_where(tmp_path):

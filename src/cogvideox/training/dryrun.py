@@ -13,6 +13,7 @@ from cogvideox.core.device import peak_memory
 from cogvideox.core.pack import Segment
 from cogvideox.core.shapes import plan_shape
 from cogvideox.generation.plan import gib
+from cogvideox.parallel.training import Scheme, connect
 from cogvideox.training import budget, vae
 from cogvideox.training.diffusion import matrix_blocks
 from cogvideox.training.loop import Every
@@ -123,10 +124,13 @@ def rehearse(recipe: AnyRecipe, workers: int) -> Rehearsed:
         def write(self, line: Line) -> None:
             lines.append(line)
 
-    with tempfile.TemporaryDirectory(prefix="cogvideox-") as scratch:
-        short = shortest(recipe, Path(scratch) / "encoded")
-        run_recipe(short, Path(scratch) / "run", workers=workers, writers=[Listener()])
-    return Rehearsed(short.spans[0].name, lines[-1]["seconds_per_step"], peak_memory())
+    ranks = connect(Scheme())
+    with tempfile.TemporaryDirectory(prefix="cogvideox-") as own:
+        scratch = Path(ranks.lead(lambda: own))
+        short = shortest(recipe, scratch / "encoded")
+        run_recipe(short, scratch / "run", workers=workers, writers=[Listener()])
+        seconds = ranks.lead(lambda: lines[-1]["seconds_per_step"])  # nothing goes before all have ended
+    return Rehearsed(short.spans[0].name, seconds, peak_memory())
 
 
 def shortest(recipe: AnyRecipe, scratch: Path) -> AnyRecipe:

@@ -1,0 +1,54 @@
+"""`cogvideox train` under torchrun: the losses and the files of one process."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from cogvideox import load
+from cogvideox.training.checkpoint import Checkpoints
+from cogvideox.training.recipe import load_recipe
+from cogvideox.training.run import run_recipe
+from tests.parallel.test_generation import torchrun
+from tests.tiny import tiny_folder, tiny_spec
+from tests.training.test_recipes import DIFFUSION, SMALL, write
+
+LAYOUT = {"ranks": 2, "shards": 2, "recompute": True}
+
+
+def recipe(folder: Path) -> Path:
+    """Two stages: in the second both processes share every row."""
+    spec = tiny_spec("5b", **SMALL | {"text_length": 12})
+    model = DIFFUSION["model"] | {"transformer": DIFFUSION["model"]["transformer"] | {"text_length": 12}}
+    stage = DIFFUSION["stages"][0] | {"rows": 3, "steps": 2}
+    given = {
+        "model": model,
+        "vae": str(tiny_folder(folder / "given", spec)),
+        "data": DIFFUSION["data"] | {"encoded": str(folder / "encoded")},
+        "stages": [stage, stage | {"name": "shared", "sequence": 2}],
+        "parallel": LAYOUT,
+        "every": {"log": 1},
+    }
+    kept = {name: value for name, value in DIFFUSION.items() if name != "text"}
+    return write(folder / "recipe.yaml", kept | given)
+
+
+def losses(folder: Path) -> list[float]:
+    log = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [line["loss"] for line in log if "event" not in line]
+
+
+@pytest.mark.filterwarnings("ignore:the prompt has")
+def test_two_processes_train_as_one_does(tmp_path):
+    path = recipe(tmp_path)
+    options = ("-m", "cogvideox", "train", path, "--output", "two", "--workers", "0")
+    made = torchrun(*options, folder=tmp_path)
+    assert made.returncode == 0, made.stderr
+    assert made.stdout.strip() == "two/model"  # one line: the other process is silent
+    assert made.stderr.count("step 4/4") == 1
+    run_recipe(load_recipe(path), tmp_path / "one", workers=0)
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-3)
+    two, one = (Checkpoints(tmp_path / name / "checkpoints") for name in ("two", "one"))
+    assert two.steps() == one.steps() == [2, 4]
+    assert two.load()[1]["model"]["tensors"].keys() == one.load()[1]["model"]["tensors"].keys()
+    assert load(tmp_path / "two" / "model").transformer.spec.layers == 1
