@@ -31,7 +31,8 @@ def test_step_0_is_the_old_model_exactly_and_the_condition_can_be_learned(old, n
     assert all(p.grad is not None for p in after.parameters())
     if spec.ofs_dim:
         assert after.ofs_embed.down.weight.grad.any()
-    after.patch_embed.weight.data.add_(1)
+    for parameter in after.parameters():
+        parameter.data.add_(1)
     assert torch.equal(before(pack_of(before.spec, condition=False)), want)  # nothing is shared
 
 

@@ -5,6 +5,7 @@ import sys
 import pytest
 
 from cogvideox.core.errors import NonFiniteError
+from cogvideox.training import dryrun
 from cogvideox.training import run as runs
 from cogvideox.training.interrupt import Stopped
 from cogvideox.training.live import View
@@ -51,6 +52,15 @@ def test_how_a_run_ends_early(run, recipe, monkeypatch, error, status, said):
     ends(monkeypatch, error)
     done = run("train", recipe, "--output", "out")
     assert (done.status, (done.out + done.err).strip()) == (status, said)
+
+
+def test_a_rehearsal_that_is_stopped_has_nothing_to_go_on_with(run, recipe, monkeypatch):
+    def stop(*arguments):
+        raise Stopped(1, 1)
+
+    monkeypatch.setattr(dryrun, "rehearse", stop)
+    done = run("train", recipe, "--dry-run")
+    assert (done.status, done.err.strip()) == (130, "cogvideox: stopped; nothing unfinished is left behind")
 
 
 @pytest.mark.parametrize(

@@ -112,6 +112,7 @@ def test_changes_reach_lists_sections_and_what_was_not_there(tmp_path):
     recipe = load_recipe(write(tmp_path / "r.yaml", VAE), changes)
     assert (recipe.stages[1].steps, recipe.optimizer.lr, recipe.every.keep) == (7, 1e-4, 1)
     assert recipe.stages[0].sizes == (32, 64)
-    named = load_recipe(write(tmp_path / "d.yaml", DIFFUSION), ["model=2b", "objective.drop_text=0"])
+    changes = ["model=2b", "objective.known=0", "objective.per=number"]
+    named = load_recipe(write(tmp_path / "d.yaml", DIFFUSION), changes)
     assert named.model.transformer.layers == 30
-    assert (named.objective.drop_text, named.objective.known) == (0, 0.5)
+    assert (named.objective.known, named.objective.per, named.objective.drop_text) == (0, "number", 0.1)

@@ -67,6 +67,16 @@ def test_the_number_of_ranks_does_not_matter(timesteps):
             assert {place: fact for part in parts for place, fact in part.items()} == whole
 
 
+def test_processes_that_share_rows_have_the_same():
+    stages = [DiffusionStage(steps=9, capacity=CAPACITY, rows=6, sequence=2)]
+    whole = facts(loader(stages=stages), 4)
+    parts = [facts(loader(stages=stages, rank=rank, ranks=4), 4) for rank in range(4)]
+    assert parts[0] == parts[1]
+    assert parts[2] == parts[3]
+    assert parts[0] | parts[2] == whole
+    assert len(parts[0]) + len(parts[2]) == len(whole)
+
+
 def test_a_resume_at_any_step_gives_the_same_step():
     batches = loader()
     steps = {step: facts(batches, step) for step in range(40)}

@@ -16,7 +16,6 @@ from cogvideox.generation.plan import gib
 from cogvideox.parallel.training import Scheme, connect
 from cogvideox.training import budget, judge, vae
 from cogvideox.training.diffusion import matrix_blocks
-from cogvideox.training.interrupt import Stopped
 from cogvideox.training.loop import Every
 from cogvideox.training.metrics import Line, Writer
 from cogvideox.training.recipe import (
@@ -147,10 +146,7 @@ def rehearse(recipe: AnyRecipe, workers: int) -> Rehearsed:
     with tempfile.TemporaryDirectory(prefix="cogvideox-") as own:
         scratch = Path(ranks.lead(lambda: own))
         short = shortest(recipe, scratch / "encoded")
-        try:
-            run_recipe(short, scratch / "run", workers=workers, writers=[Listener()])
-        except Stopped:  # there is nothing to go on with
-            raise KeyboardInterrupt from None
+        run_recipe(short, scratch / "run", workers=workers, writers=[Listener()])
         seconds = ranks.lead(lambda: lines[-1]["seconds_per_step"])  # nothing goes before all have ended
     return Rehearsed(short.spans[0].name, seconds, peak_memory())
 
