@@ -208,7 +208,9 @@ class PackedBatches(Dataset[Any]):
             found.append(PackedRow(items, stage.capacity, uneven, stage.positions))
         return found
 
-    def _timesteps(self, step: int, count: int, mine: Sequence[int], team: int, teams: int) -> dict[int, int]:
+    def _timesteps(
+        self, step: int, count: int, mine: Sequence[int], team: int = 0, teams: int = 1
+    ) -> dict[int, int]:
         """Place -> timestep, at least for the places of this rank."""
         key = (self.seed, "timesteps", step)
         if self.objective.timesteps == "per-rank":
