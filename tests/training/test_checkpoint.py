@@ -20,7 +20,8 @@ from tests.parallel.processes import PATIENCE, together
 
 def tensors(step: int, names: str = "abcd") -> dict[str, torch.Tensor]:
     shapes = {"a": (3, 5), "b": (7,), "c": (2, 2, 2), "d": (1,)}
-    return {n: torch.full(shapes[n], step + ord(n) / 1000) + torch.arange(shapes[n][-1]) for n in names}
+    values = {n: torch.full(shapes[n], step + ord(n) / 1000) + torch.arange(shapes[n][-1]) for n in names}
+    return {f"{name}/0.up": value for name, value in values.items()}
 
 
 def state(step: int, names: str = "abcd", rank: int = 0) -> dict[str, Any]:
@@ -54,6 +55,9 @@ def test_the_newest_comes_back_and_old_ones_go(tmp_path):
     checkpoints = saved(tmp_path, 1, 2, 3, 14, keep=2)
     assert names(tmp_path) == ["step-00000003", "step-00000014"]
     assert_loads(checkpoints, 14)
+    step, whole = checkpoints.load()  # without a template, as for a look at it
+    assert step == whole["run"]["step"] == 14
+    assert all(torch.equal(whole["model"]["tensors"][name], value) for name, value in tensors(14).items())
 
 
 def test_what_changes_while_it_is_saved_is_saved_as_it_was(tmp_path, monkeypatch):
@@ -124,9 +128,9 @@ def test_when_all_are_damaged_nothing_begins_anew_in_silence(tmp_path):
 @pytest.mark.parametrize(
     ("names", "more", "says"),
     [
-        ("abcd", {"e": torch.zeros(1), "f": torch.zeros(1)}, "it lacks model/tensors/e and 1 more"),
-        ("abc", {}, "it has model/tensors/d, unknown here"),
-        ("abc", {"d": torch.zeros(2)}, r"model/tensors/d is \(1,\), not \(2,\)"),
+        ("abcd", {"e": torch.zeros(1), "f": torch.zeros(1)}, "it lacks model:tensors:e and 1 more"),
+        ("abc", {}, "it has model:tensors:d/0.up, unknown here"),
+        ("abc", {"d/0.up": torch.zeros(2)}, r"model:tensors:d/0.up is \(1,\), not \(2,\)"),
     ],
 )
 def test_a_state_of_another_model_is_refused(tmp_path, names, more, says):
@@ -221,7 +225,7 @@ def differ(folder: str) -> None:
     template = state(0, each(group.rank, 2))
     if group.rank:
         template["model"]["tensors"]["e"] = torch.zeros(1)
-    with pytest.raises(CheckpointError, match="it lacks model/tensors/e"):
+    with pytest.raises(CheckpointError, match="it lacks model:tensors:e"):
         checkpoints.load(template)
     if group.rank == 0:
         flip(next(iter(sorted((Path(folder) / "step-00000002").glob("*.safetensors"))[1:])))

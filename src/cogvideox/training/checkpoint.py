@@ -199,11 +199,11 @@ def _tensors(state: State, path: str = "") -> Iterator[tuple[str, Tensor]]:
         if isinstance(value, Tensor):
             yield path + key, value
         elif isinstance(value, dict):
-            yield from _tensors(value, f"{path}{key}/")
+            yield from _tensors(value, f"{path}{key}:")
 
 
 def _put(state: State, path: str, tensor: Tensor) -> None:
-    *outer, last = path.split("/")
+    *outer, last = path.split(":")
     for key in outer:
         state = state.setdefault(key, {})
     state[last] = tensor
