@@ -132,6 +132,9 @@ def test_through_the_switch_numbers_stay_finite_and_quality_stays(tmp_path):
     """A batch of one clip, the same at every step: nothing but the discriminator changes what is learned."""
     begins, steps, seen = 50, 80, []
     made = task(begins, stages=(VAEStage(steps=1, batch=1, frames=5, crop=32, sizes=(32,)),), ramp=20)
+    assert (
+        made.discriminator.logits.weight.dtype == torch.float32 != made.discriminator.levels[0].weight.dtype
+    )
     plain, batch = made.loss, made.batches()[0]
     made.batches = lambda: [batch] * steps
 
