@@ -15,6 +15,7 @@ from cogvideox.core.shapes import plan_shape
 from cogvideox.generation.plan import gib
 from cogvideox.training import budget, vae
 from cogvideox.training.diffusion import matrix_blocks
+from cogvideox.training.interrupt import Stopped
 from cogvideox.training.loop import Every
 from cogvideox.training.metrics import Line, Writer
 from cogvideox.training.recipe import AnyRecipe, DiffusionRecipe, Stage, StorybookData, VAERecipe
@@ -132,7 +133,10 @@ def rehearse(recipe: AnyRecipe, workers: int) -> Rehearsed:
 
     with tempfile.TemporaryDirectory(prefix="cogvideox-") as scratch:
         short = shortest(recipe, Path(scratch) / "latents")
-        run_recipe(short, Path(scratch) / "run", workers=workers, writers=[Listener()])
+        try:
+            run_recipe(short, Path(scratch) / "run", workers=workers, writers=[Listener()])
+        except Stopped:  # there is nothing to go on with
+            raise KeyboardInterrupt from None
     return Rehearsed(short.spans[0].name, lines[-1]["seconds_per_step"], peak_memory())
 
 
