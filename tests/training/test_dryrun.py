@@ -55,9 +55,11 @@ def test_large_recipes_follow_table_5():
 
 
 def test_mini_by_hand():
-    """48 close-ups of 64x64 and 8 pictures of 128x128, in tokens of 16x16 pixels, 32 of text each."""
+    """Rows of 3072 tokens, such as 8 clips of 5 * 8 * 8 tokens and 32 of text, and a part of one more."""
     recipe = load_recipe(next(path for path in RECIPES if path.name == "transformer.yaml"))
-    assert dryrun.plan(recipe)[0].tokens == 48 * (16 + 32) + 8 * (64 + 32)
+    assert dryrun.plan(recipe)[0].tokens == 3072
+    lengths = [segment.length for segment in dryrun._row(recipe, recipe.stages[0])]
+    assert lengths == [5 * 8 * 8 + 32] * 8 + [256]
 
 
 def test_a_rehearsal_goes_through_the_run_and_leaves_nothing(tmp_path, monkeypatch):
@@ -103,11 +105,10 @@ def test_a_rehearsal_that_is_asked_to_stop_has_nothing_to_go_on_with(tmp_path, m
 
 
 def test_a_rehearsal_is_of_the_largest_stage_with_few_clips(tmp_path):
-    stages = [DIFFUSION["stages"][0] | {"name": "one", "mix": {"single-1f-32x32-closeup": 9}}]
-    stages.append(DIFFUSION["stages"][0] | {"name": "two", "mix": {"single-9f-32x32": 9}})
+    stages = [DIFFUSION["stages"][0] | {"name": "one"}, DIFFUSION["stages"][0] | {"name": "two", "rows": 2}]
     recipe = load_recipe(write(tmp_path / "r.yaml", DIFFUSION | {"stages": stages}))
     short = dryrun.shortest(recipe, tmp_path)
     assert [(stage.name, stage.steps) for stage in short.stages] == [("two", 1)]
-    assert [(bucket.name, bucket.clips) for bucket in short.data.buckets] == [("single-9f-32x32", 1)]
-    assert (short.text.steps, short.data.latents) == (1, tmp_path)
+    assert [(part.frames, part.clips) for part in short.data.parts] == [(9, 1 + 216 // 12), (1, 1 + 216 // 4)]
+    assert (short.text.steps, short.data.encoded) == (1, tmp_path)
     assert json.loads(short.model_dump_json())["every"]["evaluate"] == 1

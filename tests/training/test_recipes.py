@@ -12,13 +12,10 @@ import yaml
 from cogvideox import load
 from cogvideox.checkpoints.configs import read_record
 from cogvideox.core.errors import InputError
-from cogvideox.data.storybook import World
 from cogvideox.training.checkpoint import Checkpoints
 from cogvideox.training.heldout import changing
-from cogvideox.training.latents import Bucket, LatentStore, draw, encode_bucket
 from cogvideox.training.recipe import load_recipe
 from cogvideox.training.vae import VAEBatches, VAEStage, motion
-from tests.tiny import tiny_model
 
 VAE = {
     "task": "vae",
@@ -51,14 +48,21 @@ DIFFUSION = {
     "vae": "vae",
     "text": {"layers": 1, "heads": 2, "head_dim": 8, "ff_dim": 16, "vocabulary": 200, "steps": 2},
     "data": {
-        "latents": "latents",
-        "buckets": [
+        "encoded": "encoded",
+        "parts": [
             {"level": "single", "frames": 9, "height": 32, "width": 32, "clips": 64},
             {"level": "single", "frames": 1, "height": 32, "width": 32, "clips": 64, "closeup": True},
         ],
     },
     "objective": {"known": 0.5},
-    "stages": [{"name": "all", "steps": 3, "mix": {"single-9f-32x32": 4, "single-1f-32x32-closeup": 2}}],
+    "stages": [
+        {
+            "name": "all",
+            "steps": 3,
+            "capacity": 216,
+            "mix": {"single-9f-32x32": 4, "single-1f-32x32-closeup": 2},
+        }
+    ],
     "optimizer": {"matrix_lr": 0.02, "lr": 1e-3},
 }
 
@@ -82,7 +86,7 @@ def test_from_recipes_to_a_model_that_generates(tmp_path):
     assert first.returncode == 0, first.stderr
     measured = json.loads((tmp_path / "vae" / "metrics.jsonl").read_text().splitlines()[-1])
     assert all(5 < measured[name] < 40 for name in ("eval_psnr", "still", "moving"))
-    data = DIFFUSION["data"] | {"latents": str(tmp_path / "latents")}
+    data = DIFFUSION["data"] | {"encoded": str(tmp_path / "encoded")}
     recipe = DIFFUSION | {"vae": str(tmp_path / "vae" / "vae"), "data": data}
     second = train(write(tmp_path / "model.yaml", recipe), tmp_path / "model")
     assert second.returncode == 0, second.stderr
@@ -140,59 +144,6 @@ def test_crops_are_cut_where_most_moves():
     assert motion(lively[0]) == max(motion(clip) for clip in plain)
 
 
-def test_latents_of_another_vae_are_refused(tmp_path):
-    bucket = Bucket(level="single", frames=1, height=32, width=32, clips=1)
-    vae = tiny_model("5b").vae
-    encode_bucket(vae, bucket, tmp_path, seed=0, fingerprint="a", workers=0)
-    encode_bucket(vae, bucket, tmp_path, seed=0, fingerprint="a", workers=0)
-    with pytest.raises(InputError, match="another VAE"):
-        encode_bucket(vae, bucket, tmp_path, seed=0, fingerprint="b", workers=0)
-    with pytest.raises(InputError, match="another VAE"):
-        encode_bucket(vae, bucket, tmp_path, seed=1, fingerprint="a", workers=0)
-
-
-def test_stored_latents_are_those_of_generation(tmp_path):
-    from cogvideox.generation.media import encode
-
-    bucket, vae = Bucket(level="single", frames=9, height=32, width=32, clips=1), tiny_model("5b").vae
-    encode_bucket(vae, bucket, tmp_path, seed=0, fingerprint="a", workers=0)
-    store = LatentStore(bucket, tmp_path, seed=0)
-    clip = World(seed=0, split="train", level="single").clip(5, duration=1.0)
-    want = encode(vae, clip.render(frames=9, fps=8, height=32, width=32))
-    torch.testing.assert_close(store.latents(5).float(), want, rtol=8e-3, atol=1e-3)  # stored as bf16
-    assert clip.short_caption(0) in store.captions(5)
-
-
-def test_a_closeup_is_a_part_of_a_larger_picture_with_the_character_in_its_middle():
-    bucket = Bucket(level="single", frames=1, height=32, width=48, clips=1, closeup=True)
-    world = World(seed=0, split="train", level="single")
-    for index in range(5):
-        clip = world.clip(index, duration=0.0)
-        whole, part = clip.render(frames=1, height=64, width=96)[0], draw(clip, bucket)[0]
-        corners = [
-            (y, x) for y in range(33) for x in range(49) if (whole[y : y + 32, x : x + 48] == part).all()
-        ]
-        x0, y0, x1, y1 = clip.truth(frames=1, height=64, width=96)["boxes"][0][0]
-        best = min(max(32 * (y0 + y1) - 16, 0), 32), min(max(48 * (x0 + x1) - 24, 0), 48)
-        assert any(abs(y - best[0]) <= 1 and abs(x - best[1]) <= 1 for y, x in corners), (
-            index,
-            corners,
-            best,
-        )
-
-
-def test_the_subject_of_a_closeup_is_around_its_middle(tmp_path):
-    bucket = Bucket(level="single", frames=1, height=64, width=128, clips=0, closeup=True)
-    store = LatentStore(bucket, tmp_path, seed=0)
-    masks = torch.stack([store.subject(index)[0] for index in range(64)]).float()
-    assert masks[:, 3:5, 7:9].mean() > 0.9 > 0.8 > masks.mean() > 0.3
-
-
-def test_missing_latents_are_named(tmp_path):
-    with pytest.raises(InputError, match="1 files of latents are missing"):
-        LatentStore(Bucket(frames=1, height=32, width=32, clips=10), tmp_path, seed=0)
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -210,7 +161,7 @@ def test_wrong_recipes_are_named(tmp_path, change, message):
         load_recipe(write(tmp_path / "r.yaml", VAE | change))
 
 
-BUCKETS = DIFFUSION["data"]["buckets"]
+PARTS = DIFFUSION["data"]["parts"]
 
 
 def data(**changes):
@@ -224,17 +175,17 @@ def stage(**changes):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"data": data(buckets=[BUCKETS[0] | {"closeup": True}])}, "data.buckets.0: .*of 1 frame and not 9"),
-        ({"data": data(buckets=BUCKETS[:1] * 2)}, "two buckets are called single-9f-32x32"),
-        ({"data": data(bukets=[])}, "data.bukets: unknown key .did you mean 'buckets'"),
+        ({"data": data(parts=[PARTS[0] | {"closeup": True}])}, "data.parts.0: .*of 1 frame and not 9"),
+        ({"data": data(parts=PARTS[:1] * 2)}, "two parts are called single-9f-32x32"),
+        ({"data": data(partss=[])}, "data.partss: unknown key .did you mean 'parts'"),
         (
             {"stages": [stage(mix={"single-9f-32x3": 4})]},
-            "unknown bucket 'single-9f-32x3' .did you mean 'single-9f-32x32'",
+            "unknown part 'single-9f-32x3' .did you mean 'single-9f-32x32'",
         ),
         ({"stages": [stage(), stage()]}, "two stages are called all"),
-        ({"stages": [stage(capacity=10)]}, "stage all: `capacity` is for the clips of a manifest"),
-        ({"data": {"manifest": "x"}}, "`capacity` and `largest` say"),
-        ({"objective": {"drop_image": 0.1}}, "tiny has no image condition"),
+        ({"data": {"manifest": "x", "encoded": "y"}}, "a `manifest` or an `encoded` folder, one of them"),
+        ({"data": {"held": 3}}, "a `manifest` or an `encoded` folder, one of them"),
+        ({"objective": {"drop_image": 1.1}}, "objective.drop_image: "),
         ({"objective": {"drop_txt": 0.1}}, "objective.drop_txt: unknown key .did you mean 'drop_text'"),
         ({"text": DIFFUSION["text"] | {"steps": 0}}, "text.steps"),
         ({"model": "2bb"}, "unknown model '2bb' .did you mean '2b'"),

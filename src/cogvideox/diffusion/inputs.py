@@ -64,6 +64,7 @@ def build_pack(
     Raises ValueError when a latent grid does not fit the patch or a condition does not fit its latents.
     """
     segments, texts, videos = [], [], []
+    patches: dict[tuple[int, int], Tensor] = {}  # the branches of guidance have theirs in common
     for sample in samples:
         x = sample.latents_CTHW
         if spec.in_channels > x.shape[0]:
@@ -81,12 +82,15 @@ def build_pack(
         grid = token_grid(x.shape[1:], spec.patch)
         segments.append(Segment(len(sample.text_LC), grid, sample.weight, sample.name))
         texts.append(sample.text_LC)
-        videos.append(patchify(x, spec.patch))
+        key = id(sample.latents_CTHW), id(sample.condition_CTHW)
+        if key not in patches:
+            patches[key] = patchify(x, spec.patch).to(device=device, dtype=dtype)
+        videos.append(patches[key])
     timesteps = torch.tensor([sample.timestep for sample in samples], device=device)
     return Pack(
         segments=tuple(segments),
         text_LC=torch.cat(texts).to(device=device, dtype=dtype),
-        video_LP=torch.cat(videos).to(device=device, dtype=dtype),
+        video_LP=torch.cat(videos),
         timestep_S=timesteps,
         ofs=OFS if spec.ofs_dim else None,
     )

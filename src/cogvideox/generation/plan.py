@@ -7,21 +7,25 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Self
+from typing import Self, TypeVar
 
 import torch
-import torch.nn.functional as F
+from torch import nn
 
 from cogvideox.core.device import Memory
 from cogvideox.core.errors import InputError
+from cogvideox.core.pack import Pack, Segment
 from cogvideox.core.shapes import PIXELS_PER_LATENT, ClipShape, plan_shape
 from cogvideox.generation.memory import decoding, encoding, exchanged, residuals, sampling
 from cogvideox.generation.request import Settings
 from cogvideox.models.specs import ModelSpec, TransformerSpec, VAESpec
+from cogvideox.models.transformer.blocks import Block
 from cogvideox.models.transformer.model import Transformer
 from cogvideox.models.vae.autoencoder import VAE
+from cogvideox.models.vae.layers import Carry, ResBlock
 from cogvideox.parallel.mesh import World
 
+M = TypeVar("M", bound=nn.Module)
 GIB = 2**30
 T5_XXL_PARAMETERS = 4_762_310_656
 
@@ -205,31 +209,52 @@ class Speeds:
 
 @torch.no_grad()
 def measure(device: torch.device, dtype: torch.dtype) -> Speeds:
-    """Speeds of the three operations that matter, each with what always goes along with it."""
-    a = torch.ones(1024, 1024, dtype=dtype, device=device)
-    q = torch.ones(1, 8, 1024, 64, dtype=dtype, device=device)
-    x = torch.ones(1, 32, 4, 48, 48, dtype=dtype, device=device)
+    """Speeds of the models' own blocks: of a transformer's on many short segments, where attention is next to
+    nothing, and on a long one; of a residual block of the VAE. Takes a few tenths of a second.
+    """
+    spec = TransformerSpec(layers=1, heads=8, text_length=16)
+    with torch.device("meta"):
+        block, residual = Block(spec), ResBlock(128, 128, 32, None)
+    block, residual = _filled(block, device, dtype), _filled(residual, device, dtype)
+
+    def seconds(count: int, length: int) -> float:
+        segments = (Segment(spec.text_length, (1, 1, length - spec.text_length)),) * count
+        text = count * spec.text_length
+        rows = torch.empty(count * length, 1, device=device)
+        pack = Pack(segments, rows[:text], rows[text:], torch.zeros(count, device=device))
+        x_LD = torch.ones(count * length, spec.width, dtype=dtype, device=device)
+        temb_SC = torch.ones(count, spec.time_dim, dtype=dtype, device=device)
+        return _seconds(lambda: block(x_LD, temb_SC, pack, None))
+
+    tokens = 2048
+    linear = seconds(tokens // 64, 64)
+    attention = max(seconds(1, tokens) - linear, 0.1 * linear)
+    x = torch.ones(1, 128, 4, 32, 32, dtype=dtype, device=device)
     x = x.contiguous(memory_format=torch.channels_last_3d)
-    kernel = torch.ones(32, 32, 3, 3, 3, dtype=dtype, device=device)
-
-    def block() -> torch.Tensor:
-        return F.conv3d(F.silu(F.group_norm(x, 8)), kernel, padding=1)
-
+    convolutions = _seconds(lambda: residual(x.clone(), None, Carry(None, False, last=True)))
     return Speeds(
-        _rate(lambda: F.gelu(a @ a), 2 * 1024**3),
-        _rate(lambda: F.scaled_dot_product_attention(q, q, q), 4 * 8 * 1024**2 * 64),
-        _rate(block, 2 * 27 * 32 * 32 * 4 * 48 * 48),
+        2 * tokens * 12 * spec.width**2 / linear,
+        4 * tokens**2 * spec.width / attention,
+        2 * 2 * 27 * 128**2 * x[0, 0].numel() / convolutions,
     )
 
 
-def _rate(work: Callable[[], torch.Tensor], operations: int) -> float:
-    float(work().flatten()[0])  # warms up; reading a number waits for the device
-    start, count = time.perf_counter(), 0
-    while count < 2 or time.perf_counter() - start < 0.03:
-        last = work()
-        count += 1
-    float(last.flatten()[0])
-    return count * operations / (time.perf_counter() - start)
+def _filled(module: M, device: torch.device, dtype: torch.dtype) -> M:
+    """A module on meta tensors with any weights at all; no generator draws them."""
+    module = module.to(dtype).to_empty(device=device)
+    for parameter in module.parameters():
+        parameter.fill_(0.01)
+    return module
+
+
+def _seconds(work: Callable[[], torch.Tensor]) -> float:
+    """The fastest of a few runs: others may use the machine meanwhile."""
+    times: list[float] = []
+    while len(times) < 3 or sum(times) < 0.03:
+        start = time.perf_counter()
+        float(work().flatten()[0])  # reading a number waits for the device
+        times.append(time.perf_counter() - start)
+    return min(times)
 
 
 def seconds_of(

@@ -69,15 +69,8 @@ def _diffusion_stages(recipe: DiffusionRecipe) -> Iterator[StagePlan]:
 def _row(recipe: DiffusionRecipe, stage: Stage) -> list[Segment]:
     """The samples of a row of the largest shapes."""
     spec = recipe.model.transformer
-    if stage.capacity is not None and stage.largest is not None:
-        return budget.largest_row(spec, stage.capacity, *stage.largest)
-    assert isinstance(recipe.data, StorybookData)
-    shapes = {bucket.name: (bucket.frames, bucket.height, bucket.width) for bucket in recipe.data.buckets}
-    return [
-        Segment(spec.text_length, plan_shape(spec.patch, *shapes[name]).grid)
-        for name, count in stage.mix.items()
-        for _ in range(int(count))
-    ]
+    native = recipe.model.frames, recipe.model.height, recipe.model.width
+    return budget.largest_row(spec, stage.capacity, *(stage.largest or native))
 
 
 def table(recipe: AnyRecipe) -> Table:
@@ -132,7 +125,7 @@ def rehearse(recipe: AnyRecipe, workers: int) -> Rehearsed:
             lines.append(line)
 
     with tempfile.TemporaryDirectory(prefix="cogvideox-") as scratch:
-        short = shortest(recipe, Path(scratch) / "latents")
+        short = shortest(recipe, Path(scratch) / "encoded")
         try:
             run_recipe(short, Path(scratch) / "run", workers=workers, writers=[Listener()])
         except Stopped:  # there is nothing to go on with
@@ -140,7 +133,7 @@ def rehearse(recipe: AnyRecipe, workers: int) -> Rehearsed:
     return Rehearsed(short.spans[0].name, lines[-1]["seconds_per_step"], peak_memory())
 
 
-def shortest(recipe: AnyRecipe, latents: Path) -> AnyRecipe:
+def shortest(recipe: AnyRecipe, scratch: Path) -> AnyRecipe:
     """The recipe with one step of its largest stage, on as few clips as there can be."""
     plans, every = plan(recipe), Every(log=1, evaluate=1)
     largest = max(range(len(plans)), key=lambda i: plans[i].tokens)
@@ -153,6 +146,10 @@ def shortest(recipe: AnyRecipe, latents: Path) -> AnyRecipe:
     if recipe.text is not None:
         changes["text"] = recipe.text.model_copy(update={"steps": 1})
     if isinstance(recipe.data, StorybookData):
-        buckets = tuple(replace(b, clips=1) for b in recipe.data.buckets if b.name in chosen.mix)
-        changes["data"] = recipe.data.model_copy(update={"buckets": buckets, "latents": latents})
+        patch = recipe.model.transformer.patch
+        parts = tuple(
+            replace(p, clips=1 + chosen.capacity // plan_shape(patch, p.frames, p.height, p.width).tokens)
+            for p in recipe.data.parts
+        )  # enough to fill a row
+        changes["data"] = recipe.data.model_copy(update={"parts": parts, "encoded": scratch})
     return recipe.model_copy(update=changes)

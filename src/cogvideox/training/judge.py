@@ -1,14 +1,16 @@
-"""A contact sheet of what a model makes of fixed prompts, with the sampler that users get."""
+"""What a model makes of fixed prompts, with the sampler that users get: a contact sheet, or clips."""
 
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from cogvideox.core.files import atomic_path
+from cogvideox.data.samples import Sample
 from cogvideox.data.storybook import World
 from cogvideox.generation.pipeline import Pipeline
 
@@ -35,3 +37,12 @@ def contact_sheet(pipe: Pipeline, path: Path, *, seed: int, prompts: int, steps:
         rows.append(np.concatenate([np.asarray(label), *chosen], axis=1))
     with atomic_path(path) as partial:
         Image.fromarray(np.concatenate(rows)).save(partial)
+
+
+def clips(pipe: Pipeline, samples: Sequence[Sample], folder: Path, *, seed: int, count: int = 4) -> None:
+    """Write a clip for the first caption of each of the first `count` samples, in its shape, to `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for index, sample in enumerate(samples[:count]):
+        _, prompt = sample.captions[0]
+        made = pipe(prompt, frames=sample.frames, height=sample.height, width=sample.width, seed=seed)
+        made.save(folder / f"{index}{'.png' if sample.frames == 1 else '.mp4'}")

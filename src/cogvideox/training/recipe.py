@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Iterable, Sequence
 from difflib import SequenceMatcher
 from itertools import accumulate
@@ -16,6 +17,7 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
+    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     Tag,
@@ -26,22 +28,22 @@ from pydantic import (
 )
 
 from cogvideox.core.errors import InputError, nearest
+from cogvideox.data.mixture import Choice
+from cogvideox.data.storybook.rows import Part
 from cogvideox.models.discriminator import DiscriminatorSpec
 from cogvideox.models.specs import SPECS, ModelSpec, PositionPolicy, TransformerSpec, VAESpec
-from cogvideox.training.latents import Bucket
 from cogvideox.training.loop import Every, Rates, Span
+from cogvideox.training.packs import DiffusionStage, Objective, Share
 from cogvideox.training.text import TextSpec
 from cogvideox.training.vae import Adversarial, VAELoss, VAEStage
 
 _STRICT = ConfigDict(extra="forbid", frozen=True)
 _PLAIN = (
     *(VAESpec, VAEStage, VAELoss, Adversarial, DiscriminatorSpec),
-    *(TransformerSpec, ModelSpec, Bucket, Rates, Every),
+    *(TransformerSpec, ModelSpec, Part, Objective, Rates, Every),
 )
 for _kind in _PLAIN:
     with_config(_STRICT)(_kind)
-
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
 class Strict(BaseModel):
@@ -81,37 +83,34 @@ class NewText(TextSpec):
 
 
 class StorybookData(Strict):
-    """Clips of the synthetic world, by buckets of one shape."""
+    """Clips of the synthetic world, in parts of one shape."""
 
-    latents: Path
-    """Folder of the encoded clips; made when missing."""
-    buckets: tuple[Bucket, ...]
-    dense: Share = 0.5
-    """Share of dense captions; the others are short."""
+    encoded: Path
+    """Folder of the encoded clips; what is missing in it is made."""
+    parts: Annotated[tuple[Part, ...], Field(min_length=1)]
+    held: NonNegativeInt = 16
+    """Clips that are kept for validation, at most one in ten."""
 
 
 class ManifestData(Strict):
     """Clips and images of a manifest."""
 
-    manifest: Path
-    """Parquet or JSONL, a row a clip."""
+    manifest: Path | None = None
+    """Parquet or JSONL, a row a clip; encoded as they are needed if there is no encoded folder."""
     encoded: Path | None = None
-    """Folder of their latents and text embeddings; None: encoded as they are needed."""
+    """What `cogvideox train encode` made of a manifest."""
+    held: NonNegativeInt = 64
+    """Sources that are kept for validation, at most one in ten."""
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> ManifestData:
+        if (self.manifest is None) == (self.encoded is None):
+            raise InputError("data needs a `manifest` or an `encoded` folder, one of them")
+        return self
 
 
-class Objective(Strict):
-    """What is asked of the model."""
-
-    drop_text: Share = 0.1
-    """Share of the samples without text, for classifier-free guidance."""
-    known: Share = 0.0
-    """Share of the clips whose first frame or frames are given, for images and continuation."""
-    subject_weight: PositiveFloat = 1.0
-    """How many times errors where a character is count."""
-    image_noise: tuple[float, float] | None = None
-    """Noise on the image condition: its deviation is log-normal, with this mean and deviation of the log."""
-    drop_image: Share = 0.0
-    """Share of the samples without image condition."""
+KINDS = {"image": (1, 1), "clip": (2, sys.maxsize)}
+"""Names for all samples of some numbers of frames."""
 
 
 class Stage(Strict):
@@ -119,13 +118,13 @@ class Stage(Strict):
 
     name: str
     steps: PositiveInt
-    mix: dict[str, PositiveFloat]
-    """Source -> share of the samples; of Storybook's buckets, samples a step."""
+    mix: Annotated[dict[str, PositiveFloat], Field(min_length=1)]
+    """"image", "clip" or a label of rows (of Storybook, the name of a part) -> share of the samples."""
     rate: PositiveFloat = 1.0
     """What the optimizer's rates are multiplied with."""
     anew: bool = False
     """Their warm-up and decay begin anew."""
-    capacity: PositiveInt | None = None
+    capacity: PositiveInt
     """Tokens of a packed row, text included."""
     rows: PositiveInt = 1
     """Rows of a step, of all processes together."""
@@ -143,6 +142,28 @@ class Stage(Strict):
     """Position policy of the stage; None: the model's."""
     sequence: PositiveInt = 1
     """Processes that share a row."""
+
+    @property
+    def loaded(self) -> DiffusionStage:
+        """What the loader makes of it."""
+        choices = (
+            Choice(
+                share=share,
+                label=None if name in KINDS else name,
+                frames=KINDS.get(name),
+                largest=self.largest,
+                least=self.at_least,
+                best=self.best,
+            )
+            for name, share in self.mix.items()
+        )
+        return DiffusionStage(
+            steps=self.steps,
+            capacity=self.capacity,
+            rows=self.rows,
+            data=tuple(choices),
+            positions=self.positions,
+        )
 
 
 class Parallel(Strict):
@@ -166,7 +187,7 @@ _TAGS = ("storybook", "packed")
 
 
 def _data_kind(value: Any) -> str:
-    told = isinstance(value, StorybookData) or (isinstance(value, dict) and "buckets" in value)
+    told = isinstance(value, StorybookData) or (isinstance(value, dict) and "parts" in value)
     return _TAGS[0] if told else _TAGS[1]
 
 
@@ -204,22 +225,11 @@ class DiffusionRecipe(Strict):
     @model_validator(mode="after")
     def _fits_together(self) -> DiffusionRecipe:
         _unique("stages", [stage.name for stage in self.stages])
-        for stage in self.stages:
-            if isinstance(self.data, ManifestData) and (stage.capacity is None or stage.largest is None):
-                raise InputError(f"stage {stage.name}: `capacity` and `largest` say what a row holds")
         if isinstance(self.data, StorybookData):
-            _unique("buckets", names := [bucket.name for bucket in self.data.buckets])
-            for stage in self.stages:
-                if others := [name for name in stage.mix if name not in names]:
-                    raise InputError(
-                        f"a stage mixes an unknown bucket {others[0]!r}{nearest(others[0], names)}"
-                    )
-                own = {"name", "steps", "mix", "rate", "anew"}
-                if more := stage.model_dump(exclude_defaults=True).keys() - own:
-                    raise InputError(f"stage {stage.name}: `{min(more)}` is for the clips of a manifest")
-        conditioned = self.objective.image_noise is not None or self.objective.drop_image > 0
-        if conditioned and not self.model.image_conditioned:
-            raise InputError(f"{self.model.name} has no image condition: no `image_noise`, no `drop_image`")
+            _unique("parts", names := [part.name for part in self.data.parts])
+            for name in (name for stage in self.stages for name in stage.mix if name not in KINDS):
+                if name not in names:
+                    raise InputError(f"a stage mixes an unknown part {name!r}{nearest(name, names)}")
         return self
 
 
@@ -236,7 +246,6 @@ _KINDS = (
     NewText,
     StorybookData,
     ManifestData,
-    Objective,
     Stage,
     Parallel,
 )

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from itertools import chain
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -14,12 +14,15 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from cogvideox.checkpoints.configs import OWN_FILE, read_json, read_record, read_vae, write_vae
-from cogvideox.checkpoints.folder import Model, load_model, read_tokenizer, save_model, write_json
+from cogvideox.checkpoints.folder import Model, load_model, load_text, read_tokenizer, save_model, write_json
 from cogvideox.checkpoints.hub import resolve
 from cogvideox.checkpoints.keymaps import diffusers_vae, iter_theirs
-from cogvideox.checkpoints.weights import DIFFUSERS_STEM, Weights, build, write_weights
+from cogvideox.checkpoints.surgery import image_to_video
+from cogvideox.checkpoints.weights import DIFFUSERS_STEM, Weights, write_weights
 from cogvideox.core.errors import InputError
 from cogvideox.core.files import atomic_path, same_source
+from cogvideox.data.encoded import Encoded, Store
+from cogvideox.data.samples import Sample
 from cogvideox.data.storybook.world import VERSION
 from cogvideox.diffusion.schedule import make_schedule
 from cogvideox.generation.generate import Place
@@ -29,15 +32,17 @@ from cogvideox.models.specs import ModelSpec
 from cogvideox.models.text import EmbeddingCache, TextEncoder, fingerprint
 from cogvideox.models.transformer.model import Transformer
 from cogvideox.models.vae.autoencoder import VAE
-from cogvideox.training.diffusion import DiffusionBatches, DiffusionStage, DiffusionTask
+from cogvideox.training.diffusion import DiffusionTask
+from cogvideox.training.encode import Encoder, load_vae, text_hash, vae_hash
 from cogvideox.training.folder import begin
-from cogvideox.training.judge import contact_sheet
-from cogvideox.training.latents import CAPTIONS, LatentStore, encode_bucket
+from cogvideox.training.judge import clips, contact_sheet
 from cogvideox.training.live import View
 from cogvideox.training.loop import Rates, train
 from cogvideox.training.metrics import Meter, Writer
+from cogvideox.training.packs import PackedBatches
 from cogvideox.training.perceptual import find_perceptual
 from cogvideox.training.recipe import AnyRecipe, DiffusionRecipe, NewText, StorybookData, VAERecipe
+from cogvideox.training.stores import encode_storybook, live
 from cogvideox.training.text import TextTask, make_tokenizer, new_t5, tokenize
 from cogvideox.training.vae import VAETask
 
@@ -96,24 +101,9 @@ def run_vae(recipe: VAERecipe, folder: Path, workers: int, writers: Sequence[Wri
 
 def run_diffusion(recipe: DiffusionRecipe, folder: Path, workers: int, writers: Sequence[Writer]) -> Path:
     """Encode what is missing, train the text encoder, then the transformer; write the whole model."""
-    data = recipe.data
-    if not isinstance(data, StorybookData):
-        raise InputError("this version trains on Storybook's clips alone: `data` needs `buckets`")
-    weights = Weights(Path(recipe.vae))
-    made_by = fingerprint(weights)
-    _check_source(recipe, data, folder, made_by)
-    vae_spec = read_vae(read_json(Path(recipe.vae) / "config.json"))
-    vae = build(lambda: VAE(vae_spec), diffusers_vae(vae_spec), weights, recipe.vae, torch.bfloat16, CPU)
-    for bucket in data.buckets:
-        encode_bucket(vae, bucket, data.latents, seed=recipe.seed, fingerprint=made_by, workers=workers)
-    spec = replace(recipe.model, vae=vae_spec)
-    if recipe.start:
-        transformer, text = _begun(recipe.start, spec, vae)
-    else:
-        transformer, text = _fresh(recipe, data, folder, spec)
-    size = 2 * spec.transformer.text_length * spec.transformer.text_dim
-    text.cache = EmbeddingCache(CACHE // size)
-    task = _diffusion_task(recipe, data, spec, transformer, text, vae)
+    parts = Parts(recipe, folder, workers)
+    transformer = parts.transformer()
+    task = _diffusion_task(parts, transformer)
     optimizer = train(
         task,
         folder,
@@ -125,70 +115,120 @@ def run_diffusion(recipe: DiffusionRecipe, folder: Path, workers: int, writers: 
         meter=Meter(measure(CPU, torch.bfloat16).matmul),
         writers=writers,
     )["model"]
-    model = assemble(spec, vae, text, optimizer.ema_weights())
-    record = {"vae": read_record(recipe.vae)}
-    save_model(replace(model, record=record), folder / "model", dtype=torch.bfloat16)
+    model = assemble(parts.spec, parts.vae, parts.text, optimizer.ema_weights())
+    save_model(replace(model, record={"vae": parts.vae_record}), folder / "model", dtype=torch.bfloat16)
     return folder / "model"
 
 
-def _diffusion_task(
-    recipe: DiffusionRecipe,
-    data: StorybookData,
-    spec: ModelSpec,
-    transformer: Transformer,
-    text: TextEncoder,
-    vae: VAE,
-) -> DiffusionTask:
-    """The task, whose validation is a sheet of clips that the averaged weights make."""
-    asked = recipe.objective
+class Parts:
+    """What a training of the transformer takes from elsewhere. With stored latents and texts, the VAE and the
+    text encoder are read when a validation or the final model first asks for them.
+    """
+
+    def __init__(self, recipe: DiffusionRecipe, folder: Path, workers: int) -> None:
+        self.recipe, self.folder, self.workers = recipe, folder, workers
+        given = resolve(recipe.vae)
+        self.home = given if (given / "vae").is_dir() else None
+        """The whole model that the VAE belongs to, if it is of one."""
+        self.vae_home = given / "vae" if self.home else given
+        self.vae_record = read_record(self.home).get("vae", {}) if self.home else read_record(given)
+        """How the VAE was trained, as far as it says."""
+        vae = read_vae(read_json(self.vae_home / "config.json"))
+        self.spec = replace(recipe.model, vae=vae)
+        self.vae_hash = vae_hash(self.vae_home, vae)
+        self._check_source()
+
+    def _check_source(self) -> None:
+        """Refuse to go on in a folder whose VAE, text encoder or world was another."""
+        start = self.recipe.start and fingerprint(Weights(resolve(self.recipe.start) / "text_encoder"))
+        record = {"vae": self.vae_hash, "world": VERSION, "start": start}
+        if not same_source(self.folder / "source.json", json.dumps(record)):
+            raise InputError(f"{self.folder} was begun with another VAE, world or start; take a new --output")
+
+    @cached_property
+    def vae(self) -> VAE:
+        return load_vae(self.vae_home, self.spec.vae, torch.bfloat16, CPU)
+
+    @cached_property
+    def store(self) -> Store:
+        """The samples."""
+        data, seed = self.recipe.data, self.recipe.seed
+        if isinstance(data, StorybookData):
+            encoder = Encoder(self.spec, self.vae, None, seed)
+            return encode_storybook(data.parts, data.encoded, encoder, self.vae_hash, workers=self.workers)
+        if data.encoded is not None:
+            home = self._text_home
+            text = None if home is None else text_hash(home / "text_encoder", self.spec)
+            return Encoded(data.encoded, vae=self.vae_hash, text=text)
+        assert data.manifest is not None
+        native = (self.spec.frames, self.spec.height, self.spec.width)
+        shapes = [stage.largest or native for stage in self.recipe.stages]
+        return live(data.manifest, shapes, Encoder(self.spec, self.vae, None, seed))
+
+    @property
+    def _text_home(self) -> Path | None:
+        """The model that the text encoder is from; None: it is trained in this run."""
+        if self.recipe.start:
+            return resolve(self.recipe.start)
+        return None if self.recipe.text else self.home
+
+    @cached_property
+    def text(self) -> TextEncoder:
+        """The frozen text encoder."""
+        sizes, home, spec = self.recipe.text, self._text_home, self.spec
+        if home is not None:
+            text = load_text(home / "text_encoder", home / "tokenizer", spec, torch.bfloat16, CPU)
+        elif sizes is None:
+            raise InputError(
+                "a model needs a text encoder: give the sizes of a new one as `text`, or `start`"
+            )
+        else:
+            text = _new_text(sizes, self.recipe, self.store.samples, self.folder)
+        size = 2 * spec.transformer.text_length * spec.transformer.text_dim
+        text.cache = EmbeddingCache(CACHE // size)
+        return text
+
+    @property
+    def needed_text(self) -> TextEncoder | None:
+        """None where all embeddings are stored."""
+        stored = isinstance(self.store, Encoded) and self.store.has_texts
+        return None if stored and self.spec.unconditional == "zeros" else self.text
+
+    def transformer(self) -> Transformer:
+        """A fresh one, or that of the model to start from; with channels for an image if those are new."""
+        spec, start = self.spec, self.recipe.start
+        if start is None:
+            torch.manual_seed(self.recipe.seed)  # initial weights, the one thing drawn from torch's generator
+            fresh = Transformer(spec.transformer, spec.position_policy)
+            _initialise(fresh)
+            return fresh.to(torch.bfloat16)
+        model = load_model(start, dtype="bf16")
+        if vae_hash(resolve(start) / "vae", model.spec.vae) != self.vae_hash:
+            raise InputError(f"{start} was trained on latents of another VAE than the recipe's")
+        begun = model.transformer
+        if begun.spec != spec.transformer:
+            begun = image_to_video(begun, spec.transformer)
+        return begun.requires_grad_(True)
+
+
+def _diffusion_task(parts: Parts, transformer: Transformer) -> DiffusionTask:
+    """The task, whose validation makes clips with the averaged weights."""
+    recipe, spec = parts.recipe, parts.spec
+    stages = tuple(stage.loaded for stage in recipe.stages)
+    batches = PackedBatches(
+        parts.store, spec, stages, recipe.objective, seed=recipe.seed, held=recipe.data.held
+    )
 
     def judge(weights: dict[str, Tensor], where: Path, step: int) -> None:
-        pipe = Pipeline(assemble(spec, vae, text, weights), Place(CPU, torch.bfloat16))
-        contact_sheet(pipe, where / f"{step:06d}.png", seed=recipe.seed, prompts=10, steps=16)
+        pipe = Pipeline(assemble(spec, parts.vae, parts.text, weights), Place(CPU, torch.bfloat16))
+        if isinstance(recipe.data, StorybookData):
+            contact_sheet(pipe, where / f"{step:06d}.png", seed=recipe.seed, prompts=10, steps=16)
+        else:
+            held = [parts.store.samples[index] for index in batches.held]
+            clips(pipe, held, where / f"{step:06d}", seed=recipe.seed)
 
-    stages = tuple(
-        DiffusionStage(steps=stage.steps, mix={name: int(count) for name, count in stage.mix.items()})
-        for stage in recipe.stages
-    )
-    batches = DiffusionBatches(
-        stages, data.buckets, data.latents, seed=recipe.seed, known=asked.known, dense=data.dense
-    )
-    return DiffusionTask(
-        transformer,
-        text,
-        batches,
-        make_schedule(spec.snr_shift),
-        seed=recipe.seed,
-        drop_text=asked.drop_text,
-        subject_weight=asked.subject_weight,
-        judge=judge,
-    )
-
-
-def _fresh(
-    recipe: DiffusionRecipe, data: StorybookData, folder: Path, spec: ModelSpec
-) -> tuple[Transformer, TextEncoder]:
-    """An untrained transformer, and a text encoder trained by itself."""
-    if recipe.text is None:
-        raise InputError(
-            "a new model needs `text`, the sizes of its text encoder, or a model to `start` from"
-        )
-    tokenizer = _tokenizer(recipe.text, data, recipe.seed, folder)
-    torch.manual_seed(recipe.seed)  # initial weights, the one thing drawn from torch's generator
-    transformer = Transformer(spec.transformer, spec.position_policy)
-    _initialise(transformer)
-    where = folder / "text"
-    return transformer.to(torch.bfloat16), _text_encoder(recipe.text, data, recipe, tokenizer, where)
-
-
-def _begun(start: str, spec: ModelSpec, vae: VAE) -> tuple[Transformer, TextEncoder]:
-    """The transformer and the text encoder of a model that has the sizes and the VAE of the recipe."""
-    model = load_model(start, dtype="bf16")
-    if model.spec.transformer != spec.transformer:
-        raise InputError(f"{start} has another transformer than the recipe: {model.spec.transformer}")
-    if fingerprint(model.vae.state_dict()) != fingerprint(vae.state_dict()):
-        raise InputError(f"{start} was trained on latents of another VAE than the recipe's")
-    return model.transformer.requires_grad_(True), model.text
+    schedule = make_schedule(spec.snr_shift)
+    return DiffusionTask(transformer, spec, parts.needed_text, batches, schedule, judge=judge)
 
 
 def assemble(spec: ModelSpec, vae: VAE, text: TextEncoder, weights: dict[str, Tensor]) -> Model:
@@ -214,57 +254,36 @@ def _initialise(transformer: Transformer) -> None:
             nn.init.zeros_(parameter)
 
 
-def _check_source(recipe: DiffusionRecipe, data: StorybookData, folder: Path, vae: str) -> None:
-    """Refuse to go on in a folder whose tokenizer, text encoder and latents were others."""
-    text, buckets = recipe.text and recipe.text.model_dump(), [(b.name, b.clips) for b in data.buckets]
-    sizes = (recipe.model.transformer.text_dim, recipe.model.transformer.text_length)
-    record = {"vae": vae, "seed": recipe.seed, "world": VERSION, "text": text, "sizes": sizes}
-    start = recipe.start and fingerprint(Weights(resolve(recipe.start) / "text_encoder"))
-    record |= {"buckets": buckets, "start": start}
-    if not same_source(folder / "source.json", json.dumps(record)):
-        raise InputError(
-            f"{folder} was begun with another VAE, seed or text encoder or other buckets; take a new --output"
-        )
-
-
-def _text_encoder(
-    sizes: NewText,
-    data: StorybookData,
-    recipe: DiffusionRecipe,
-    tokenizer: PreTrainedTokenizerBase,
-    folder: Path,
+def _new_text(
+    sizes: NewText, recipe: DiffusionRecipe, samples: Sequence[Sample], folder: Path
 ) -> TextEncoder:
-    """A text encoder trained by itself in `folder`; from then on it is frozen, as T5 is in the paper."""
+    """A text encoder trained by itself in `folder/text`; from then on it is frozen, as T5 is in the paper."""
+    # Samples of other shapes show some of the same clips: each counts once.
+    clips = list({tuple(sample.captions): sample.captions for sample in samples}.values())
+    tokenizer = _tokenizer(sizes, clips, folder)
     length, width = recipe.model.transformer.text_length, recipe.model.transformer.text_dim
     model = new_t5(sizes, width, len(tokenizer))
-    # Buckets of other shapes hold some of the same clips: each counts once.
-    captions = list(dict.fromkeys(map(tuple, _captions(data, recipe.seed))))
-    told = [tokenizer(list(some))["input_ids"] for some in captions[:400]]
-    for kind, which in (("short", slice(0, CAPTIONS)), ("dense", slice(CAPTIONS, None))):
-        cut = [len(ids) > length for some in told for ids in some[which]]
+    for kind in dict(clips[0]):
+        told = [words for captions in clips[:400] for name, words in captions if name == kind]
+        cut = [len(tokenizer(words)["input_ids"]) > length for words in told]
         print(f"text: {sum(cut) / len(cut):.0%} of {kind} captions are longer than {length} tokens, and cut")
-    print(f"text: learning {len(captions)} clips' captions", flush=True)
-    task = TextTask(model, lambda captions: tokenize(tokenizer, captions, length), captions, seed=recipe.seed)
+    print(f"text: learning {len(clips)} clips' captions", flush=True)
+    captions = [[words for _, words in some] for some in clips]
+    task = TextTask(model, lambda texts: tokenize(tokenizer, texts, length), captions, seed=recipe.seed)
     rates = {"model": Rates(matrix_lr=0.0, lr=1e-3, decay_from=0.2)}
-    train(task, folder, rates, steps=sizes.steps, every=recipe.every, workers=0, writers=[View()])
+    train(task, folder / "text", rates, steps=sizes.steps, every=recipe.every, workers=0, writers=[View()])
     for parameter in model.requires_grad_(False).parameters():
         parameter.data = parameter.data.bfloat16()
     return TextEncoder(tokenizer, model, length)
 
 
-def _tokenizer(sizes: NewText, data: StorybookData, seed: int, folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of the run, made from captions of all its buckets the first time."""
+def _tokenizer(
+    sizes: NewText, clips: Sequence[Sequence[tuple[str, str]]], folder: Path
+) -> PreTrainedTokenizerBase:
+    """The tokenizer of the run, made from the captions of its clips the first time."""
     home = folder / "tokenizer"
     if not home.is_dir():
+        words = (words for captions in clips for _, words in captions)
         with atomic_path(home) as partial:
-            captions = chain.from_iterable(_captions(data, seed))
-            make_tokenizer(captions, sizes.vocabulary).save_pretrained(partial)
+            make_tokenizer(words, sizes.vocabulary).save_pretrained(partial)
     return read_tokenizer(home)
-
-
-def _captions(data: StorybookData, seed: int, count: int = 4000) -> Iterator[list[str]]:
-    """Those of each clip, of up to `count` clips of a bucket."""
-    for bucket in data.buckets:
-        store = LatentStore(bucket, data.latents, seed)
-        for index in range(min(count, len(store))):
-            yield store.captions(index)
