@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 
+from cogvideox.core.errors import InputError
 from cogvideox.data.metrics import flicker
 from cogvideox.models.discriminator import DiscriminatorSpec
 from cogvideox.models.specs import VAESpec
@@ -169,6 +170,12 @@ def test_a_step_in_micro_batches_is_the_whole_step():
         grown.append([p.grad for p in made.vae.parameters()])
     for one, other in zip(*grown, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("wrong", [{"frames": 8}, {"crop": 20}, {"crop": 64, "sizes": (32,)}, {"micro": 3}])
+def test_shapes_that_cannot_be_trained_are_refused(wrong):
+    with pytest.raises(InputError, match=str(next(iter(wrong.values())))):
+        VAEStage(**{"steps": 1, "batch": 2, "frames": 5, "crop": 32} | wrong)
 
 
 def test_clips_are_drawn_at_each_frame_rate():
