@@ -10,13 +10,14 @@ from torch import Tensor, nn
 from cogvideox.core.errors import InputError
 from cogvideox.core.shapes import whole_plan
 from cogvideox.models.discriminator import Discriminator, DiscriminatorSpec
+from cogvideox.models.vae import layers
 from cogvideox.models.vae.autoencoder import VAE
 from cogvideox.parallel.groups import Group
 from cogvideox.parallel.temporal import Clip, Slices, Whole, slices
 from cogvideox.training.perceptual import Gradients
 from cogvideox.training.vae import Adversarial, Micro, VAELoss, VAEStage, VAETask
 from tests.parallel.processes import together, world
-from tests.parallel.test_vae import SMALL, noise, vae
+from tests.parallel.test_vae import SMALL, WIDE, noise, vae
 from tests.tiny import randomise
 
 JUDGE = DiscriminatorSpec(channels=(8, 8, 16), groups=4)
@@ -166,6 +167,21 @@ def memory(pooled: bool) -> None:
 @pytest.mark.parametrize("size", [2, 4])
 def test_a_process_keeps_its_part_of_the_activations(size, pooled):
     together(size, memory, pooled)
+
+
+@torch.no_grad()
+def in_half_precision() -> None:
+    def never(x: Tensor) -> bool:
+        raise AssertionError("kernels would take a slice for a clip")
+
+    layers.kernels.suit = never
+    model, video = vae(WIDE, torch.bfloat16), noise(1, 3, 17, 16, 16).bfloat16()
+    clip = slices(world().everyone, 17)
+    assert clip.decode(model, clip.posterior(model, clip.cut(video)).mean).isfinite().all()
+
+
+def test_kernels_leave_slices_alone():
+    together(2, in_half_precision)
 
 
 def test_clips_too_short_for_the_processes_are_refused():

@@ -226,6 +226,12 @@ def test_bad_steps_are_counted_across_a_stop(tmp_path):
 STAGES = (Span("small", 0), Span("large", 25, rate=0.5), Span("best", 30, rate=0.1, anew=True))
 
 
+def test_a_stage_ends_with_a_validation(tmp_path):
+    run(Plane(), tmp_path, stages=STAGES)
+    judged = [(line["step"], line["stage"]) for line in lines(tmp_path) if "judged" in line]
+    assert judged == [(25, "small"), (30, "large"), (40, "best")]
+
+
 def test_a_stage_begins_with_a_checkpoint_and_an_event(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run(Plane(at=([25], die)), tmp_path, stages=STAGES)

@@ -10,6 +10,7 @@ import torch
 import yaml
 
 from cogvideox import load
+from cogvideox.checkpoints.configs import read_record
 from cogvideox.core.errors import InputError
 from cogvideox.training.checkpoint import Checkpoints
 from cogvideox.training.heldout import changing
@@ -96,6 +97,7 @@ def test_from_recipes_to_a_model_that_generates(tmp_path):
     pipe = load(tmp_path / "model" / "model")
     assert pipe("a cat runs in the snow", seed=1).frames.shape == (9, 32, 32, 3)
     assert pipe.vae.spec.scale != 1.0  # measured from the latents
+    assert read_record(tmp_path / "model" / "model") == {"vae": {"perceptual": "gradients"}}
     index = json.loads((tmp_path / "model" / "model" / "model_index.json").read_text())
     assert index["tokenizer"] == ["transformers", "PreTrainedTokenizerFast"]  # a name of transformers 4 too
     # The same command again finds all done: nothing is trained twice.

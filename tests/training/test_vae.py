@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 
+from cogvideox.core.errors import InputError
 from cogvideox.data.metrics import flicker
 from cogvideox.models.discriminator import DiscriminatorSpec
 from cogvideox.models.specs import VAESpec
@@ -133,6 +134,9 @@ def test_through_the_switch_numbers_stay_finite_and_quality_stays(tmp_path):
     """A batch of one clip, the same at every step: nothing but the discriminator changes what is learned."""
     begins, steps, seen = 50, 80, []
     made = task(begins, stages=(VAEStage(steps=1, batch=1, frames=5, crop=32, sizes=(32,)),), ramp=20)
+    assert (
+        made.discriminator.logits.weight.dtype == torch.float32 != made.discriminator.levels[0].weight.dtype
+    )
     plain, batch = made.loss, made.batches()[0]
     made.batches = lambda: [batch] * steps
 
@@ -167,6 +171,12 @@ def test_a_step_in_micro_batches_is_the_whole_step():
         grown.append([p.grad for p in made.vae.parameters()])
     for one, other in zip(*grown, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("wrong", [{"frames": 8}, {"crop": 20}, {"crop": 64, "sizes": (32,)}, {"micro": 3}])
+def test_shapes_that_cannot_be_trained_are_refused(wrong):
+    with pytest.raises(InputError, match=str(next(iter(wrong.values())))):
+        VAEStage(**{"steps": 1, "batch": 2, "frames": 5, "crop": 32} | wrong)
 
 
 def test_clips_are_drawn_at_each_frame_rate():

@@ -165,7 +165,6 @@ class Slice(Carry):
     def __init__(self, slices: Slices, chunks: Sequence[int] = ()) -> None:
         """Norms pool over each of the `chunks` here (their latents), or over the whole clip."""
         super().__init__(None, lead=slices.lead, last=True)
-        self.first = False  # no shortcut for a single frame, which would leave the exchange out
         self.slices, self.chunks = slices, chunks
 
     def pad(self, x_BCTHW: Tensor) -> Tensor:

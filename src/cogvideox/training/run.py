@@ -181,7 +181,7 @@ def run_diffusion(
 
     def write() -> None:
         model = assemble(parts.spec, parts.vae, parts.text, weights)
-        record = {"vae": read_record(parts.vae_home)}
+        record = {"vae": parts.vae_record}
         save_model(replace(model, record=record), folder / "model", dtype=torch.bfloat16)
 
     ranks.lead(write)
@@ -199,6 +199,8 @@ class Ingredients:
         self.home = given if (given / "vae").is_dir() else None
         """The whole model that the VAE belongs to, if it is of one."""
         self.vae_home = given / "vae" if self.home else given
+        self.vae_record = read_record(self.home).get("vae", {}) if self.home else read_record(given)
+        """How the VAE was trained, as far as it says."""
         vae = read_vae(read_json(self.vae_home / "config.json"))
         self.spec = replace(recipe.model, vae=vae)
         self.vae_hash = vae_hash(self.vae_home, vae)

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from cogvideox.core import rng
-from cogvideox.core.shapes import latent_frames
+from cogvideox.core.errors import InputError
+from cogvideox.core.shapes import FRAMES_PER_LATENT, latent_frames
 from cogvideox.data.storybook import World
 from cogvideox.data.video import Frames
 from cogvideox.generation.media import to_signed
@@ -33,8 +34,8 @@ from cogvideox.training.heldout import HeldOut
 from cogvideox.training.perceptual import Choice, Perceptual
 from cogvideox.training.task import Loss, Phase
 
-LAST = 1e-4
-"""Keeps the balance finite where the discriminator has no gradient."""
+FLOOR, CEILING = 1e-4, 1e4
+"""Of the discriminator's gradient norm, added to it, and of the balance: it stays finite."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +61,16 @@ class VAEStage:
     """Micro-batches that the clips of a step are dealt to: they need less memory, and can go to several
     processes.
     """
+
+    def __post_init__(self) -> None:
+        if self.frames % FRAMES_PER_LATENT != 1:
+            raise InputError(f"clips have 4k+1 frames, not {self.frames}")
+        if self.crop % 8 or not 16 <= self.crop <= min(self.sizes):
+            raise InputError(f"crop {self.crop} is not a multiple of 8 from 16 to the smallest of `sizes`")
+        if not 1 <= self.micro <= self.batch * self.crops:
+            raise InputError(
+                f"micro {self.micro} is not from 1 to the step's {self.batch * self.crops} clips"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,7 +174,7 @@ def balanced(
     total: Callable[[Tensor], Tensor],
 ) -> tuple[Tensor, float]:
     """`fidelity` + strength * balance * `against`, differentiable, and the balance: the ratio of the norms of
-    their gradients at the weights `last` (Esser et al. 2021), in fp32 and at most 1e4.
+    their gradients at the weights `last` (Esser et al. 2021), in fp32 and at most `CEILING`.
 
     Both losses are differentiated once, down to `made`, the clip that they judge: the way from there on is
     common. `total` sums gradients over the processes that work on the clip.
@@ -172,7 +183,7 @@ def balanced(
     norms = [
         total(torch.autograd.grad(made, last, pull, retain_graph=True)[0].float()).norm() for pull in pulls
     ]
-    balance = (norms[0] / (norms[1] + LAST)).clamp(max=1e4)
+    balance = (norms[0] / (norms[1] + FLOOR)).clamp(max=CEILING)
     pull = pulls[0].float() + strength * balance * pulls[1].float()
     value = (fidelity + strength * balance * against).detach()
     through = (made.float() * pull).sum()
@@ -263,7 +274,10 @@ class VAETask:
             loss, balance = balanced(loss, against, made, last, strength, clip.sum)
             means = {"adversarial": against / here, "balance": torch.tensor(balance)}
         means |= {"l1": l1 / here, "perceptual": looks / here, "kl": kl / here}
-        means |= {"psnr": -10 * (error.square().mean() / 4).log10(), "std": posterior.mean.float().std()}
+        means |= {
+            "psnr": -10 * (error.square().mean() / 4).clamp_min(1e-10).log10(),
+            "std": posterior.mean.float().std(),
+        }
         found = _loss(loss + self.weights.kl_weight * kl, len(video), here, means)
         return replace(found, metrics={**found.metrics, "samples": (found.weight, 1.0)})
 
