@@ -58,7 +58,7 @@ def test_asked_to_stop_and_killed_a_run_ends_with_the_same_weights(tmp_path):
     status, out, err = stop(command, folder, at + 20, signal.SIGKILL)
     assert status == -signal.SIGKILL
     assert f"going on after step {at} of {STEPS}" in err
-    assert Checkpoints(folder / "checkpoints").steps()[-1] >= at + 19  # one a step, of which the last was being written
+    assert Checkpoints(folder / "checkpoints").steps()[-1] >= at + 19  # the last one was being written
 
     for home in (folder, tmp_path / "whole"):
         train(Plane(), home, RATES, workers=0, **OPTIONS)
