@@ -152,6 +152,7 @@ class Sharded:
 
     def place(self, module: nn.Module) -> None:
         """Shard each of a transformer's blocks, and the rest. InputError for modules without blocks."""
+        # Summed in fp32, rounded to the precision of the weights once a micro-batch. On GPUs: not run here.
         policy = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
         for part in [*blocks_of(module), module]:
             fully_shard(part, mesh=self.mesh, mp_policy=policy)

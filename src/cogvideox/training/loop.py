@@ -162,8 +162,8 @@ class Trainer:
         writers: Sequence[Writer] = (),
         ranks: Ranks = ALONE,
     ) -> None:
-        self.ranks = ranks
         self.task, self.folder, self.rates, self.steps, self.every = task, folder, rates, steps, every
+        self.ranks = ranks
         self.stages = {stage.begins: stage for stage in stages}
         self.optimizers = {phase.name: rates[phase.name].optimizer(phase, ranks) for phase in task.phases}
         self.checkpoints = Checkpoints(folder / "checkpoints", every.keep, ranks.everyone)
@@ -311,11 +311,12 @@ class Trainer:
         (unseen,) = self.ranks.any(self.ranks.first and self.journal.last < self.step)
         if 0 < self.step and unseen and self._due(self.every.evaluate):
             self.report()  # a validation that the run did not live to see
-        for batch in _stream(self.task.batches(), self.step, self.steps, workers):
+        stream = _stream(self.task.batches(), self.step, self.steps, workers)
+        while self.step < self.steps:
             if self.step in self.stages:
                 self._tell({"step": self.step, "event": "stage", "stage": self.stage(self.step).name})
             with self.ranks.at(f"step {self.step + 1}"):
-                self.advance(batch)
+                self.advance(next(stream))
                 self._after(interrupt)
 
     def _after(self, interrupt: Interrupt) -> None:
