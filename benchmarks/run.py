@@ -25,6 +25,7 @@ from benchmarks.report import against_roofline, head, lines, summary
 from cogvideox.core.device import native_bfloat16, pick_device
 from cogvideox.core.errors import InputError, nearest
 from cogvideox.core.files import write_text
+from cogvideox.data.video import check_place
 
 
 def parse() -> argparse.Namespace:
@@ -74,6 +75,8 @@ def opponents(against: str | None) -> Iterator[list[Contender]]:
 def run(options: argparse.Namespace) -> None:
     """Measure, print each case as it is done, and keep the file up to date with it."""
     cases = select(options.suite, options.only, options.quick)
+    if options.json:
+        check_place(options.json)
     dtype = "bfloat16" if native_bfloat16(pick_device("cpu")) else "float32"
     with opponents(options.against) as contenders, tempfile.TemporaryDirectory() as folder:
         session = Session(Path(folder), dtype, options.quick, options.seconds)

@@ -102,6 +102,7 @@ def test_names_of_cases_are_unique_and_suites_have_some(quick):
         (("--suite", "vea"), "'vae'"),
         (("--only", "tiny vae dekode", "--quick"), "decode"),
         (("--against", "no-such-commit", "--quick", "--suite", "data"), "no-such-commit"),
+        (("--json", "no-such-folder/x.json", "--quick", "--suite", "data"), "no-such-folder"),
     ],
 )
 def test_mistakes_are_one_line(arguments, word):
@@ -115,3 +116,10 @@ def test_without_the_repository_the_command_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(bench, "ROOT", tmp_path)
     with pytest.raises(ValueError, match="clone"):
         bench.bench()
+
+
+def test_the_command_hands_on_what_looks_like_an_option(monkeypatch):
+    calls = []
+    monkeypatch.setattr(bench.os, "execve", lambda *call: calls.append(call[1]))
+    bench.bench(suite=["vae"], against="-x", json=Path("-y"))
+    assert calls[0][1:] == ["-m", "benchmarks.run", "--suite=vae", "--against=-x", "--json=-y"]

@@ -17,6 +17,7 @@ def plan_file(run, models, tmp_path, monkeypatch):
     monkeypatch.setattr(calibrate, "HIGH_PSNR", 0.0)
     monkeypatch.setattr(calibrate, "MARGIN", 0.0)
     monkeypatch.setattr(calibrate, "FAST", 0.0)
+    monkeypatch.setattr(calibrate, "GAIN", 0.0)
     (tmp_path / "words.txt").write_text("a red dog runs\n")
     done = run("calibrate", models["5b"], "-o", "plan.json", "--prompts", "words.txt", *SHAPE, *MACHINE)
     assert done.status == 0, done.err

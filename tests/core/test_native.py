@@ -66,9 +66,26 @@ def test_what_is_kept_follows_the_parameters():
     assert kept(layer, total, layer.weight) == 8.0
     layer.weight.data = torch.full((2, 2), 3.0)
     assert kept(layer, total, layer.weight) == 12.0
+    layer.weight.data.fill_(5.0)  # no version counts this, as none counts fused optimizers
+    assert kept(layer, total, layer.weight) == 20.0
     other = copy.deepcopy(layer)
     other.weight.zero_()
     assert kept(other, total, other.weight) == 0.0
     with torch.inference_mode():
         frozen = nn.Linear(2, 2)
         assert kept(frozen, total, frozen.weight) == float(frozen.weight.sum())
+        frozen.weight.fill_(2.0)  # no versions at all
+        assert kept(frozen, total, frozen.weight) == 8.0
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_what_is_kept_follows_any_parameter(dtype):
+    """Odd numbers of bytes, parts of other tensors, other layouts: all can be summed."""
+    whole = torch.arange(24, dtype=dtype)
+    for parameter in (whole[1:8], whole[4:12], whole[:0], whole.view(4, 6).T, whole[3]):
+        layer = nn.Identity()
+        made = [kept(layer, lambda x: float(x.sum()), parameter)]
+        parameter.data.add_(1)
+        made.append(kept(layer, lambda x: float(x.sum()), parameter))
+        assert made[1] == made[0] + parameter.numel()

@@ -33,7 +33,9 @@ def test_text_is_short():
     assert StepPlan.parse("f2t/p3") == StepPlan("fft", "ppp")
 
 
-@pytest.mark.parametrize("text", ["", "f6x", "6f", "f0", "f3/", "/p3", "f3/q3", "F3", "f3 r", "p3/f3"])
+@pytest.mark.parametrize(
+    "text", ["", "f6x", "6f", "f0", "f3/", "/p3", "f3/q3", "F3", "f3 r", "p3/f3", "f10000", "f3/p9876543210"]
+)
 def test_other_texts_are_refused(text):
     with pytest.raises(InputError, match="is not one such as"):
         StepPlan.parse(text)

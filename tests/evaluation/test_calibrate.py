@@ -50,6 +50,13 @@ def test_calibration_starts_from_the_exact_way(pipe, values):
         next(calibrate(pipe, Order(Request(**values))))
 
 
+def test_one_step_leaves_nothing_to_choose(pipe):
+    with pytest.raises(InputError, match="needs 2 steps or more, not 1"):
+        next(calibrate(pipe, Order(Request(steps=1))))
+    *_, found = calibrate(pipe, Order(Request(frames=1, steps=2, sampler="ddim"), ("a dog runs",)))
+    assert found.steps == 2
+
+
 def test_a_recorder_changes_nothing_and_sees_residuals():
     model = tiny_model("5b")
     recorder = Recorder(model.transformer)
@@ -123,3 +130,13 @@ def test_presets_are_checked_on_other_clips(pipe, monkeypatch):
     found = presets(pipe, order.checking, ways)
     assert seen == [("b", 4, 4), ("a", 4, 4)]
     assert {name: one.price.worst for name, one in found.items()} == {"high": HIGH_PSNR + MARGIN}
+
+
+def test_no_preset_is_slower_than_exact(pipe, monkeypatch):
+    """What looked fast on the clips that chose is passed over when it takes longer on the others."""
+    order = Order(Request(frames=1, sampler="ddim"), ("a dog runs",))
+    gains = {"b": 0.8, "a": 1.1}
+    monkeypatch.setattr(module, "_measure", lambda pipe, clips, name, *_: way(name, 60, gains[name]))
+    ways = [way("exact", 99, 1.0), way("a", 30, FAST), way("b", 40, FAST + 1)]
+    found = presets(pipe, order.checking, ways)
+    assert {name: one.name for name, one in found.items()} == {"fast": "a"}

@@ -164,6 +164,7 @@ def test_a_preset_is_its_way_and_its_price():
         (calibration(), {"quality": "high"}, "good enough"),
         (calibration(), {"quality": "fast", "steps": 20}, "4 steps of dpm.*, not 20"),
         (calibration(), {"quality": "fast", "sampler": "ddim"}, "not 4 of ddim"),
+        (calibration(model="mini"), {"quality": "fast"}, "for mini, not for tiny-5b"),
         (calibration(), {"quality": "fats"}, "did you mean 'fast'"),
         (None, {"plan": "f3", "steps": 4}, "for 3 steps, not 4"),
         (None, {"plan": "f3?"}, "not one such as"),

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from cogvideox.core.shapes import DECODE_CHUNK, parity_plan
 from cogvideox.models.specs import VAESpec
 from cogvideox.models.vae import kernels
+from cogvideox.models.vae.autoencoder import VAE
 from cogvideox.models.vae.layers import (
     Carry,
     CausalConv3d,
@@ -31,6 +32,10 @@ BF16 = torch.bfloat16
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(BF16)
+
+
+def tiny_vae() -> VAE:
+    return randomise(VAE(SPEC), 3).to(BF16)
 
 
 def plain(monkeypatch):
@@ -220,3 +225,50 @@ def test_training_goes_the_plain_way():
         assert kernels.suit(noise(1, 32, 1, 2, 2))
         assert not kernels.suit(noise(1, 16, 1, 2, 2))
         assert not kernels.suit(torch.zeros(1, 32, 1, 2, 2))
+
+
+@pytest.mark.parametrize("switch", ["gradients", "kernels"])
+def test_a_cache_is_good_for_whoever_goes_on(monkeypatch, switch):
+    """Chunks of one clip may be decoded with and without gradients, by kernels and by plain layers."""
+    vae = tiny_vae()
+    z, cut = noise(2, 16, 5, 3, 2), 3
+    with torch.no_grad():
+        expected = vae.decode(z).float()
+        z = vae.unscaled(z)
+    for first in (True, False):
+
+        def chunk(part, cache, fast):
+            if switch == "gradients":
+                with torch.set_grad_enabled(not fast):
+                    return vae.decode_chunk(part, cache)
+            with torch.no_grad(), monkeypatch.context() as patch:
+                if not fast:
+                    plain(patch)
+                return vae.decode_chunk(part, cache)
+
+        head, cache = chunk(z[:, :, :cut], None, first)
+        tail, _ = chunk(z[:, :, cut:], cache, not first)
+        found = torch.cat([head, tail], 2).float()
+        assert relative_error(found, expected) < 0.02
+
+
+@torch.no_grad()
+def test_weights_that_no_version_counts_are_seen():
+    vae = tiny_vae()
+    z = noise(1, 16, 2, 3, 2)
+    vae.decode(z)
+    for parameter in vae.parameters():
+        parameter.data.mul_(0.5)
+    fresh = tiny_vae()
+    fresh.load_state_dict(vae.state_dict())
+    assert torch.equal(vae.decode(z), fresh.decode(z))
+
+
+@torch.no_grad()
+def test_autocast_goes_the_plain_way():
+    """Activations are bf16 there, weights are not."""
+    vae = tiny_vae().float()
+    z = noise(1, 16, 2, 3, 2).float()
+    with torch.autocast("cpu", BF16):
+        found = vae.decode(z)
+    assert relative_error(found.float(), vae.decode(z)) < 0.02

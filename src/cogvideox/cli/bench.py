@@ -31,9 +31,9 @@ def bench(
     """Measure speed, memory and errors of each part on this machine; needs a clone of the repository."""
     if not (ROOT / "benchmarks" / "run.py").is_file():
         raise InputError("the benchmark comes with the repository, not with the package; run it in a clone")
-    words = [word for name in suite or () for word in ("--suite", name)]
-    words += ["--against", against] if against else []
-    words += ["--json", str(json)] if json else []
+    words = [f"--suite={name}" for name in suite or ()]
+    words += [f"--against={against}"] if against else []
+    words += [f"--json={json}"] if json else []
     words += ["--quick"] if quick else []
     paths = [str(ROOT), str(ROOT / "src"), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}

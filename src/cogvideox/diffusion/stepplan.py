@@ -33,7 +33,7 @@ from typing import Self
 from cogvideox.core.errors import InputError
 
 BLOCKS, GUIDANCE = "frt", "phc"
-_RUN = re.compile(r"([a-z])(\d*)")
+_RUN = re.compile(r"([a-z])(\d{0,4})")  # no sampler takes more steps
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,11 @@ HIGH_PSNR = 35.0
 MARGIN = 2.0
 """In dB, what it must have beyond that on the clips that check: others will be worse than their worst."""
 FAST = 2.25
-"""What `fast` must gain in the time to sample and decode."""
+"""What `fast` must gain in the time to sample and decode, on the clips that choose."""
+GAIN = 1.0
+"""What any preset must gain on the clips that check."""
+FEWEST = 2
+"""Steps that plans have to choose from, at least."""
 
 EQUAL = 99.0
 """In dB, stands for the infinite PSNR of equal frames, which JSON has no number for."""
@@ -76,6 +80,8 @@ def calibrate(pipe: Pipeline, order: Order) -> Iterator[Way | Calibration]:
     settings, _ = pipe.prepare(order.choosing[0], Inputs())
     if settings.plan is not None or not settings.guided:
         raise InputError("calibration compares with the exact result: leave plan, quality and guidance 1 out")
+    if settings.steps < FEWEST:
+        raise InputError(f"calibration needs {FEWEST} steps or more, not {settings.steps}")
     recorder = Recorder(pipe.transformer)
     recording = replace(pipe, model=replace(pipe.model, transformer=recorder))
     exact = [_run(recording, clip)[0] for clip in order.choosing]
@@ -135,8 +141,8 @@ def candidates(curves: Curves, settings: Settings) -> Iterator[tuple[str, StepPl
 def presets(pipe: Pipeline, clips: Sequence[Request], ways: Sequence[Way]) -> dict[str, Way]:
     """The best ways of `shortlist`, with their prices on `clips`, which had no part in choosing them.
 
-    `high` is the first that keeps to HIGH_PSNR and MARGIN there. A preset that no way is good enough for is
-    left out.
+    `high` is the first that keeps to HIGH_PSNR and MARGIN there, and none takes longer than the exact way. A
+    preset that no way is good enough for is left out.
     """
     runs = [_run(pipe, clip) for clip in clips]
     exact, baseline = [frames_TCHW for frames_TCHW, _ in runs], min(spent for _, spent in runs)
@@ -145,7 +151,8 @@ def presets(pipe: Pipeline, clips: Sequence[Request], ways: Sequence[Way]) -> di
         for way in ranked:
             plan = StepPlan.parse(way.plan)
             checked = _measure(pipe, clips, way.name, plan, exact, baseline)
-            if preset == "fast" or checked.price.worst >= HIGH_PSNR + MARGIN:
+            like = preset == "fast" or checked.price.worst >= HIGH_PSNR + MARGIN
+            if like and checked.price.faster > GAIN:
                 found[preset] = checked
                 break
     return found

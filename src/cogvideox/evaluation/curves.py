@@ -97,7 +97,8 @@ class Curves:
 
     def teacache(self, threshold: float, degree: int = 4) -> StepPlan:
         """Its polynomial fitted to this run: from changes of the embedding to changes of the residual."""
-        fit = np.polyfit(self.embedding_changes[1:], self.residual_changes[1:], degree)
+        changes = self.embedding_changes[1:]
+        fit = np.polyfit(changes, self.residual_changes[1:], min(degree, len(changes) - 1))
         return teacache(self.embedding_changes, fit.tolist(), threshold)
 
     def magcache(self, threshold: float, longest: int) -> StepPlan:

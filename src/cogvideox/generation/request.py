@@ -268,6 +268,8 @@ def _way(
         raise InputError(
             f"{name} was not measured for {spec.name}: run `cogvideox calibrate`, give its file with --plan"
         )
+    if calibration.model != spec.name:
+        raise InputError(f"the file with {name} was made for {calibration.model}, not for {spec.name}")
     asked, measured = (request.steps or calibration.steps, sampler), (calibration.steps, calibration.sampler)
     if request.quality not in calibration.presets:
         raise InputError(f"nothing that was measured for {spec.name} is good enough for {name}")

@@ -67,17 +67,18 @@ class Relay(Carry):
         self.sent: list[tuple[dist.Work, Tensor]] = []
         """What is on its way, and the memory that must stay as it is until it has arrived."""
 
-    def take(self, x: Tensor, axis: int) -> Tensor | None:
+    def take(self, x_BCTHW: Tensor) -> Tensor | None:
         if self.first:
             return None
-        tail = x.new_empty([2 if a == axis else length for a, length in enumerate(x.shape)])
-        self.source.receive(tail, self.before)
+        batch, channels, _, height, width = x_BCTHW.shape
         # Laid out as one process has it: convolutions of other layouts round otherwise.
-        return tail.contiguous(memory_format=torch.channels_last_3d) if axis == 2 else tail
+        tail_BTHWC = x_BCTHW.new_empty(batch, 2, height, width, channels)
+        self.source.receive(tail_BTHWC, self.before)
+        return tail_BTHWC.permute(0, 4, 1, 2, 3)
 
-    def keep(self, tail: Tensor) -> None:
-        tail = tail.contiguous()
-        self.sent.append((self.target.send(tail, self.after), tail))
+    def keep(self, tail_BCTHW: Tensor) -> None:
+        tail_BTHWC = tail_BCTHW.permute(0, 2, 3, 4, 1).contiguous()
+        self.sent.append((self.target.send(tail_BTHWC, self.after), tail_BTHWC))
 
 
 def _in_time(work: Work, chunks: Iterable[Tensor], plan: ChunkPlan, world: World) -> Iterator[Tensor]:

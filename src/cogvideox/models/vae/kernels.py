@@ -100,7 +100,8 @@ def norm_silu_conv(
     if matrix_units():
         return _norm_silu_then_conv(x_BTHWC, norms, grid, carry, conv, residual_BCTHW)
     batch, frames, height, width, channels = x_BTHWC.shape
-    cells, head = _cells(grid, height), carry.take(x_BTHWC, 1)
+    cells, tail = _cells(grid, height), carry.take(x_BCTHW)
+    head = None if tail is None else _rows(tail)
     residual = None if residual_BCTHW is None else _rows(residual_BCTHW)
     out = x_BTHWC.new_empty(batch, frames, height, width, conv.out_channels) if residual is None else residual
     weights = _packed(conv, carry)
@@ -116,7 +117,7 @@ def norm_silu_conv(
         )
     if not carry.last:
         _leave_tail(x_BTHWC, norms, cells, carry, head)
-    return out.permute(0, 4, 1, 2, 3)
+    return _video(out)
 
 
 def _leave_tail(x_BTHWC: Tensor, norms: Tensor, cells: _Cells, carry: Carry, head: Tensor | None) -> None:
@@ -128,7 +129,7 @@ def _leave_tail(x_BTHWC: Tensor, norms: Tensor, cells: _Cells, carry: Carry, hea
     _activate(x_BTHWC[:, -count:], norms[:, -count:], cells, tail[:, -count:])
     if head is None and count == 1:
         tail[:, 0] = tail[:, 1]
-    carry.keep(tail)
+    carry.keep(_video(tail))
 
 
 def _norm_silu_then_conv(
@@ -140,12 +141,12 @@ def _norm_silu_then_conv(
     residual_BCTHW: Tensor | None,
 ) -> Tensor:
     batch, frames, height, width, channels = x_BTHWC.shape
-    head = carry.take(x_BTHWC, 1)
+    head = carry.take(_video(x_BTHWC))
     padded = x_BTHWC.new_empty(batch, 2 + frames, height, width, channels)
     _activate(x_BTHWC, norms, _cells(grid, height), padded[:, 2:])
-    padded[:, :2] = padded[:, 2:3] if head is None else head
-    carry.leave(padded[:, -2:], head)
-    h = F.conv3d(padded.permute(0, 4, 1, 2, 3), conv.weight, conv.bias, padding=(0, 1, 1))
+    padded[:, :2] = padded[:, 2:3] if head is None else _rows(head)
+    carry.leave(_video(padded[:, -2:]), head)
+    h = F.conv3d(_video(padded), conv.weight, conv.bias, padding=(0, 1, 1))
     return h if residual_BCTHW is None else h.add_(residual_BCTHW)
 
 
@@ -188,7 +189,7 @@ def upsample_conv(x_BCTHW: Tensor, conv: nn.Conv2d, time: bool, lead: bool) -> T
         read = _frames([(x, None) for x in x_BTHWC[b]])
         sizes = (frames, height, width, channels, int(time), int(lead))
         KERNELS.call("upsample_convolve", read, *sizes, weights, bias, conv.out_channels, out[b], *scratch)
-    return out.permute(0, 4, 1, 2, 3)
+    return _video(out)
 
 
 def project(x_BCTHW: Tensor, conv: nn.Conv3d) -> Tensor:
@@ -203,7 +204,7 @@ def project(x_BCTHW: Tensor, conv: nn.Conv3d) -> Tensor:
     for frame, x in enumerate(rows):
         apart = (frame + 1) * outputs <= frame * width
         torch.addmm(bias, x if apart else x.clone(), weight, out=out[frame])
-    return out.view(*x_BTHWC.shape[:4], outputs).permute(0, 4, 1, 2, 3)
+    return _video(out.view(*x_BTHWC.shape[:4], outputs))
 
 
 # ------------------------------------------------------------------------------------------------- weights
@@ -263,6 +264,11 @@ def _pack(factors_PCO: Tensor) -> Tensor:
 def _rows(x_BCTHW: Tensor) -> Tensor:
     """(B, T, H, W, C), contiguous: no copy in channels_last_3d."""
     return x_BCTHW.permute(0, 2, 3, 4, 1).contiguous()
+
+
+def _video(x_BTHWC: Tensor) -> Tensor:
+    """Inverse of `_rows`, in channels_last_3d."""
+    return x_BTHWC.permute(0, 4, 1, 2, 3)
 
 
 def _cells(grid: Grid | None, height: int) -> _Cells:

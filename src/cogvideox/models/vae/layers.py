@@ -43,9 +43,9 @@ class Carry:
         self._tails: list[Tensor] = []
         self._workspace: Tensor | None = None
 
-    def take(self, x: Tensor, axis: int) -> Tensor | None:
-        """The tail that the next convolution left in the chunk before; None when the clip opens. It is what
-        `x` would be with two frames, which lie along `axis`.
+    def take(self, x_BCTHW: Tensor) -> Tensor | None:
+        """The tail that the next convolution left in the chunk before: two frames such as those of `x_BCTHW`,
+        whoever computed them; None when the clip opens.
         """
         return next(self._previous, None)
 
@@ -53,9 +53,9 @@ class Carry:
         """Memory for a tail: that of `head`, what `take` gave, if that may be reused, else `new`."""
         return new if head is None or not self._reuse else head
 
-    def keep(self, tail: Tensor) -> None:
+    def keep(self, tail_BCTHW: Tensor) -> None:
         """Hand a tail on to the next chunk."""
-        self._tails.append(tail)
+        self._tails.append(tail_BCTHW)
 
     def leave(self, tail: Tensor, head: Tensor | None) -> None:
         """Keep a copy of `tail` for the next chunk, so that the cache does not keep the whole chunk alive."""
@@ -71,7 +71,7 @@ class Carry:
 
     def pad(self, x_BCTHW: Tensor) -> Tensor:
         """Two frames in front: the tail of the previous chunk, or the clip's first frame twice."""
-        head = self.take(x_BCTHW, 2)
+        head = self.take(x_BCTHW)
         first = x_BCTHW[:, :, :1]  # twice, for `cat` keeps channels_last_3d only if all its parts have it
         padded = torch.cat([first, first, x_BCTHW] if head is None else [head, x_BCTHW], dim=2)
         self.leave(padded[:, :, -2:], head)
