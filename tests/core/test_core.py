@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from cogvideox.core import device, files, rng
 from cogvideox.core.errors import InputError, nearest
+from cogvideox.core.launch import processes_here
 from cogvideox.core.shapes import decode_plan, encode_plan, pixel_frames, plan_shape
 
 
@@ -181,3 +182,15 @@ def test_out_of_memory_is_recognised_however_torch_says_it():
     assert device.out_of_memory(RuntimeError("DefaultCPUAllocator: not enough memory"))  # on Windows
     assert not device.out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
     assert not device.out_of_memory(ValueError("out of memory"))
+
+
+@pytest.mark.parametrize("count", ["8", "0"])
+def test_other_launchers_take_no_memory_from_one_process(monkeypatch, count):
+    """Only torchrun's processes share a machine; others use the same names for other things."""
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", count)
+    assert processes_here() == 1
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "some")
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert processes_here() == 4

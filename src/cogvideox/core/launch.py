@@ -17,7 +17,7 @@ def rank() -> int:
 
 def processes_here() -> int:
     """How many of them are on this machine."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if processes() > 1 else 1
 
 
 def rank_here() -> int:
