@@ -33,6 +33,10 @@ def test_step_0_is_the_base_model():
     adapter = Adapter(model.transformer, LoraSpec(rank=4, targets=WIDE), seed=0)
     assert torch.equal(run(model), before)
     assert adapter.ratio() == 0
+    zeros = {name for name, parameter in adapter.module.named_parameters() if not parameter.any()}
+    assert zeros == {
+        f"{name.replace('.', '/')}.up.weight" for name in adapter.spec.modules(model.spec.transformer)
+    }
     moved(adapter)
     assert not torch.allclose(run(model), before, atol=1e-3)
     assert adapter.ratio() > 0

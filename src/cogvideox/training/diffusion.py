@@ -158,11 +158,17 @@ class DiffusionTask:
             told = f"{len(self._lost)} of {known} samples cannot be read, more than {LOST:.0%}"
             raise InputError(f"{told}; the first, {name}: {reason}")
 
-    @torch.no_grad()
     def evaluate(self, weights: Mapping[str, dict[str, Tensor]], folder: Path, step: int) -> dict[str, float]:
-        """Losses of the held-out samples at fixed timesteps, `val_T`, and their mean; then the judge."""
+        """Losses of the held-out samples with averaged weights, then the judge."""
         model = Transformer(self.model.spec, self.spec.position_policy).to(self.model.patch_embed.weight)
         model.load_state_dict(weights["model"])
+        found = self.validated(model)
+        self._judge(weights["model"], folder, step)
+        return found
+
+    @torch.no_grad()
+    def validated(self, model: Transformer) -> dict[str, float]:
+        """Losses of the held-out samples at fixed timesteps, `val_T`, and their mean."""
         found = {}
         for timestep in VALIDATED if self._batches.held else ():
             items = self._batches.fixed(timestep)
@@ -174,7 +180,6 @@ class DiffusionTask:
             found[f"val_{timestep}"] = torch.cat(losses).mean().item()
         if found:
             found["val"] = sum(found.values()) / len(found)
-        self._judge(weights["model"], folder, step)
         return {name: round(value, 5) for name, value in found.items()}
 
 

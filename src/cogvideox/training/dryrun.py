@@ -20,10 +20,10 @@ from cogvideox.training.loop import Every
 from cogvideox.training.metrics import Line, Writer
 from cogvideox.training.recipe import (
     AnyRecipe,
-    DiffusionRecipe,
     JudgeRecipe,
     Stage,
     StorybookData,
+    TransformerRecipe,
     VAERecipe,
 )
 from cogvideox.training.run import run_recipe
@@ -69,7 +69,7 @@ def _judge_stages(recipe: JudgeRecipe) -> Iterator[StagePlan]:
         yield StagePlan(span.name, stage.steps, stage.budget * spec.side**2, 0.0, need)
 
 
-def _diffusion_stages(recipe: DiffusionRecipe) -> Iterator[StagePlan]:
+def _diffusion_stages(recipe: TransformerRecipe) -> Iterator[StagePlan]:
     spec, layout = recipe.model.transformer, recipe.parallel
     model = budget.on_meta(spec)
     blocks = None if recipe.optimizer.matrix_lr is None else matrix_blocks
@@ -84,7 +84,7 @@ def _diffusion_stages(recipe: DiffusionRecipe) -> Iterator[StagePlan]:
         yield StagePlan(stage.name, stage.steps, stage.rows * tokens, flops, need)
 
 
-def _row(recipe: DiffusionRecipe, stage: Stage) -> list[Segment]:
+def _row(recipe: TransformerRecipe, stage: Stage) -> list[Segment]:
     """The samples of a row of the largest shapes."""
     spec = recipe.model.transformer
     native = recipe.model.frames, recipe.model.height, recipe.model.width
@@ -113,7 +113,7 @@ def _work(flops: float) -> str:
 
 def needed(recipe: AnyRecipe, processes: int) -> int:
     """Bytes that each of so many processes needs, which may be fewer than the recipe is made for."""
-    if isinstance(recipe, DiffusionRecipe):
+    if isinstance(recipe, TransformerRecipe):
         shards = min(recipe.parallel.shards, processes)
         stages = [s.model_copy(update={"sequence": min(s.sequence, processes)}) for s in recipe.stages]
         layout = recipe.parallel.model_copy(update={"shards": shards})
@@ -159,7 +159,7 @@ def shortest(recipe: AnyRecipe, scratch: Path) -> AnyRecipe:
         stage, judge = replace(recipe.stages[largest], steps=1), recipe.adversarial
         at_once = judge and replace(judge, begins=-1)  # in the VAE's loss from the first step on
         return recipe.model_copy(update={"stages": (stage,), "every": every, "adversarial": at_once})
-    if not isinstance(recipe, DiffusionRecipe):
+    if not isinstance(recipe, TransformerRecipe):
         only = (replace(recipe.stages[largest], steps=1),)
         return recipe.model_copy(update={"stages": only, "every": every})
     chosen = recipe.stages[largest].model_copy(update={"steps": 1})

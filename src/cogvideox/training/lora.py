@@ -79,7 +79,7 @@ class Adapter:
     def _initialise(self, seed: int) -> None:
         """`down` as PEFT draws it, with variance 1 / (3 inputs), but keyed; `up` is zero."""
         for name, parameter in self.module.named_parameters():
-            if "/up." in name or ".up." in name:
+            if name.endswith(".up.weight"):
                 parameter.zero_()
             else:
                 drawn = rng.normal(parameter.shape, seed, "lora", name) / math.sqrt(3 * parameter.shape[1])

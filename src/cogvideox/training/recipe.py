@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from difflib import SequenceMatcher
 from itertools import accumulate
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import (
@@ -27,6 +27,8 @@ from pydantic import (
     with_config,
 )
 
+from cogvideox.checkpoints.folder import read_spec
+from cogvideox.checkpoints.hub import resolve
 from cogvideox.core.errors import InputError, nearest
 from cogvideox.data.mixture import Choice
 from cogvideox.data.storybook.rows import Part
@@ -34,6 +36,7 @@ from cogvideox.models.discriminator import DiscriminatorSpec
 from cogvideox.models.specs import SPECS, ModelSpec, PositionPolicy, TransformerSpec, VAESpec
 from cogvideox.training.judge import JudgeStage
 from cogvideox.training.loop import Every, Rates, Span
+from cogvideox.training.lora import LoraSpec
 from cogvideox.training.packs import DiffusionStage, Objective, Share
 from cogvideox.training.text import TextSpec
 from cogvideox.training.vae import Adversarial, VAELoss, VAEStage
@@ -41,7 +44,7 @@ from cogvideox.training.vae import Adversarial, VAELoss, VAEStage
 _STRICT = ConfigDict(extra="forbid", frozen=True)
 _PLAIN = (
     *(VAESpec, VAEStage, VAELoss, Adversarial, DiscriminatorSpec),
-    *(TransformerSpec, ModelSpec, Part, Objective, JudgeStage, Rates, Every),
+    *(TransformerSpec, ModelSpec, Part, Objective, JudgeStage, LoraSpec, Rates, Every),
 )
 for _kind in _PLAIN:
     with_config(_STRICT)(_kind)
@@ -114,7 +117,11 @@ class ManifestData(Strict):
     """Clips and images of a manifest."""
 
     manifest: Path | None = None
-    """Parquet or JSONL, a row a clip; encoded as they are needed if there is no encoded folder."""
+    """Parquet or JSONL, a row a clip; or a folder of clips with captions, in any layout that `cogvideox data
+    check` knows.
+    """
+    kept: bool = False
+    """Encode all clips into the run's folder first, for sets that fit there; else as they are needed."""
     encoded: Path | None = None
     """What `cogvideox train encode` made of a manifest."""
     held: NonNegativeInt = 64
@@ -214,10 +221,9 @@ def _data_kind(value: Any) -> str:
     return _TAGS[0] if told else _TAGS[1]
 
 
-class DiffusionRecipe(Strict):
-    """Training of a transformer on latents of a trained VAE; of its text encoder first, if it has none."""
+class TransformerRecipe(Strict):
+    """Training on latents of a trained VAE."""
 
-    task: Literal["diffusion"]
     seed: int
     model: Annotated[ModelSpec, BeforeValidator(_named)]
     """Sizes and conventions, or the name of a released model. Its `vae` is replaced by that of the VAE's
@@ -248,7 +254,7 @@ class DiffusionRecipe(Strict):
         ]
 
     @model_validator(mode="after")
-    def _fits_together(self) -> DiffusionRecipe:
+    def _fits_together(self) -> Self:
         self.objective.check(self.model)
         _unique("stages", [stage.name for stage in self.stages])
         if isinstance(self.data, StorybookData):
@@ -259,17 +265,42 @@ class DiffusionRecipe(Strict):
         return self
 
 
+class DiffusionRecipe(TransformerRecipe):
+    """Training of a transformer; of its text encoder first, if it has none."""
+
+    task: Literal["diffusion"]
+
+
+class LoraRecipe(TransformerRecipe):
+    """Training of an adapter of a whole model, whose other parts stay as they are."""
+
+    task: Literal["lora"]
+    base: str
+    """The model: "mini", a released one, a folder or a hub id. It is the recipe's `model`, `vae` and `start`.
+    """
+    lora: LoraSpec = LoraSpec()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_the_base(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or not isinstance(base := data.get("base"), str):
+            return data
+        model = SPECS[base] if base in SPECS else read_spec(resolve(base))
+        return {"model": model, "vae": base, "start": base} | data
+
+
 def _unique(what: str, names: Sequence[str]) -> None:
     if double := next((name for name in names if names.count(name) > 1), None):
         raise InputError(f"two {what} are called {double}")
 
 
-AnyRecipe = VAERecipe | DiffusionRecipe | JudgeRecipe
+AnyRecipe = VAERecipe | DiffusionRecipe | LoraRecipe | JudgeRecipe
 _ADAPTER: TypeAdapter[AnyRecipe] = TypeAdapter(Annotated[AnyRecipe, Field(discriminator="task")])
 _KINDS = (
     VAERecipe,
     JudgeRecipe,
     DiffusionRecipe,
+    LoraRecipe,
     NewText,
     StorybookData,
     ManifestData,

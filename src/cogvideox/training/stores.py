@@ -9,8 +9,9 @@ from pathlib import Path
 
 from cogvideox.core.files import write_text
 from cogvideox.data.encoded import Encoded, Source, Store
+from cogvideox.data.layouts import read_rows
 from cogvideox.data.manifest import Row, read_manifest, write_manifest
-from cogvideox.data.samples import Rule, select
+from cogvideox.data.samples import Rule, Selection, select
 from cogvideox.data.storybook.rows import Part, rows
 from cogvideox.data.storybook.world import VERSION
 from cogvideox.training.encode import Encoder, Live, encode
@@ -44,11 +45,40 @@ def encode_storybook(
     return Encoded(folder, vae=vae_hash)
 
 
+def encode_rows(
+    manifest: Path,
+    largest: Sequence[tuple[int, int, int]],
+    folder: Path,
+    encoder: Encoder,
+    vae_hash: str,
+    *,
+    workers: int,
+) -> Encoded:
+    """The samples that `live` would give, encoded in `folder` first; those that it holds are kept.
+
+    InputError when the folder was made with another VAE or for other shapes.
+    """
+    plan = {"largest": [list(shape) for shape in largest], "seed": encoder.seed}
+    source = Source(vae=vae_hash, text=None, conditions=encoder.spec.image_conditioned, plan=plan)
+    source.claim(folder)
+    selection, home = _selected(manifest, largest, encoder)
+    encode(selection, home, folder, encoder, source, workers=workers)
+    return Encoded(folder, vae=vae_hash)
+
+
 def live(manifest: Path, largest: Sequence[tuple[int, int, int]], encoder: Encoder) -> Store:
     """A manifest's samples, encoded whenever they are needed, in the shapes of the stages: (frames, height,
     width). A row comes in each that it is large enough for.
     """
+    selection, home = _selected(manifest, largest, encoder)
+    return Live(selection.samples, home, encoder)
+
+
+def _selected(
+    manifest: Path, largest: Sequence[tuple[int, int, int]], encoder: Encoder
+) -> tuple[Selection, Path]:
+    """Of a manifest, or a folder of clips with captions; and the folder that sources lie in."""
     spec = encoder.spec
     rules = [Rule.within(*shape) for shape in dict.fromkeys(largest)]
-    selection = select(read_manifest(manifest), rules, spec.transformer.patch, float(spec.fps))
-    return Live(selection.samples, manifest.parent, encoder)
+    rows, home = read_rows(manifest)
+    return select(rows, rules, spec.transformer.patch, float(spec.fps)), home
