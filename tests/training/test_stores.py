@@ -72,7 +72,7 @@ def test_a_text_to_video_model_learns_image_to_video_from_an_encoded_manifest(ho
     assert last["unreadable"] == 0
     assert 0.5 < last["fill"] <= 1
     assert last["val"] > 0
-    assert len(list((tmp_path / "run" / "validation").rglob("0000*/*"))) == 2  # one source in two shapes
+    assert len(list((tmp_path / "run" / "validation").glob("000003/*"))) == 2  # one source in two shapes
     weight = load(made).transformer.patch_embed.weight
     old = tiny_model("5b").transformer.patch_embed.weight
     assert weight.shape[1] == 2 * old.shape[1]

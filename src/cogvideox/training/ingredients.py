@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -79,7 +80,8 @@ class Ingredients:
         if isinstance(data, StorybookData):
             encoder = Encoder(self.spec, self.vae, None, seed)
             count = sum(part.clips for part in data.parts)
-            print(f"data: {count} clips in {data.encoded}; those that are missing are encoded", flush=True)
+            told = f"data: {count} clips in {data.encoded}; those that are missing are encoded"
+            print(told, file=sys.stderr, flush=True)
             return encode_storybook(data.parts, data.encoded, encoder, self.vae_hash, workers=self.workers)
         if data.encoded is not None:
             home = self._text_home
