@@ -5,6 +5,7 @@ import sys
 import pytest
 
 from cogvideox.core.errors import NonFiniteError
+from cogvideox.training import dryrun
 from cogvideox.training import run as runs
 from cogvideox.training.interrupt import Stopped
 from cogvideox.training.live import View
@@ -53,6 +54,15 @@ def test_how_a_run_ends_early(run, recipe, monkeypatch, error, status, said):
     assert (done.status, (done.out + done.err).strip()) == (status, said)
 
 
+def test_a_rehearsal_that_is_stopped_has_nothing_to_go_on_with(run, recipe, monkeypatch):
+    def stop(*arguments):
+        raise Stopped(1, 1)
+
+    monkeypatch.setattr(dryrun, "rehearse", stop)
+    done = run("train", recipe, "--dry-run")
+    assert (done.status, done.err.strip()) == (130, "cogvideox: stopped; nothing unfinished is left behind")
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -74,5 +84,6 @@ def test_what_cannot_be_is_one_line_and_makes_nothing(run, recipe, monkeypatch, 
 def test_tensorboard_is_left_out_where_it_is_not_installed(run, recipe, monkeypatch):
     calls = ends(monkeypatch)
     monkeypatch.setitem(sys.modules, "tensorboard", None)
-    assert run("train", recipe, "--output", "out").status == 0
-    assert [type(writer) for writer in calls[0][2]["writers"]] == [View]
+    done = run("train", recipe, "--output", "out")
+    assert (done.status, [type(writer) for writer in calls[0][2]["writers"]]) == (0, [View])
+    assert "cogvideox[train]" in done.err

@@ -1,6 +1,7 @@
 """Real processes that are stopped and killed: what is left goes on to the same weights."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -37,13 +38,14 @@ main()
 
 def stop(command, folder, step, number):
     """Run the command until it has done `step`, then send it a signal."""
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
     log, until = folder / "metrics.jsonl", time.monotonic() + 120
     while not (log.exists() and f'"step": {step},' in log.read_text()):
         assert process.poll() is None, process.stderr.read()
         assert time.monotonic() < until
         time.sleep(0.02)
-    process.send_signal(number)
+    os.killpg(process.pid, number)  # as clusters do: the processes that prepare data get it too
     out, err = process.communicate(timeout=60)
     return process.returncode, out, err
 

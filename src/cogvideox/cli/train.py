@@ -42,6 +42,8 @@ def train(
     writers: list[Writer] = [View()]
     if available("tensorboard"):
         writers.append(TensorBoard())
+    else:
+        typer.echo("no events for TensorBoard: pip install 'cogvideox[train]' first", err=True)
     if wandb is not None:
         writers.append(WandB(wandb))
     try:
@@ -58,6 +60,7 @@ def _dry_run(recipe: AnyRecipe, workers: int) -> None:
     from cogvideox.core.launch import processes
     from cogvideox.generation.plan import gib
     from cogvideox.training.dryrun import needed, rehearse, table
+    from cogvideox.training.interrupt import Stopped
 
     console = Console(highlight=False, soft_wrap=True)
     console.print(table(recipe))
@@ -65,7 +68,10 @@ def _dry_run(recipe: AnyRecipe, workers: int) -> None:
     if need > free:
         console.print(f"not tried: a process here needs {gib(need)}, {gib(free)} are free")
         return
-    done = rehearse(recipe, workers)
+    try:
+        done = rehearse(recipe, workers)
+    except Stopped:  # there is nothing to go on with
+        raise KeyboardInterrupt from None
     console.print(
         f"one step of stage {done.stage}: {done.seconds:.3g} s; with one validation, {gib(done.peak)} at most"
     )
