@@ -38,8 +38,8 @@ SIDES = (64, 96, 128, 128)
 ASPECTS = ((1, 1), (1, 1), (9, 16), (16, 9))
 """Their height to width."""
 WEIGHTS = {"cell": 5.0, "present": 0.02}
-"""Of losses, others 1. Who is where is learned slowest, and all else follows from it; who is there at all, a sum
-over the whole cast, would drown it (docs/log.md)."""
+"""Of losses, others 1. Who is where is learned slowest, and all else follows from it; who is there at all,
+a sum over the whole cast, would drown it (docs/log.md)."""
 WORN = 0.6
 """Share of the clips that are worn."""
 PORTRAITS = 8
