@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from cogvideox.models.judge import JudgeNet, JudgeSpec, OverTime, Questions, fit
+from cogvideox.models.judge import JudgeNet, JudgeSpec, OverTime, Questions, fit, flow
 
 ANSWERS = {"character": 5, "scene": 3, "style": 2, "camera": 4, "event": 2, "count": 4}
 SPEC = JudgeSpec(
@@ -106,3 +106,15 @@ def test_when_something_happens_matters():
     early, late = torch.zeros(1, 17, 4), torch.zeros(1, 17, 4)
     early[:, 5], late[:, 11] = 1.0, 1.0
     assert not torch.allclose(over(early, real), over(late, real), atol=1e-4)
+
+
+def test_a_place_that_moves_is_seen_to():
+    wide = np.random.default_rng(0).standard_normal((3, 40, 60)).astype(np.float32)
+    wide = torch.nn.functional.avg_pool2d(torch.from_numpy(wide), 5, 1, 2)
+    pan = torch.stack([wide[:, 4:36, 4 * k : 4 * k + 32] for k in range(4)])[None]  # the view goes right
+    still = flow(pan[:, :1].expand(-1, 4, -1, -1, -1))
+    moved = flow(pan).unflatten(2, (3, 3, 2))
+    assert still.abs().max() < 0.3
+    assert moved[:, 0].abs().max() < 0.3  # there is no frame before
+    assert moved[:, 1:, :, 1, 0].mean() == pytest.approx(-2, abs=0.3)  # 4 pixels are 2 of half size
+    assert moved[:, 1:, :, 1, 1].abs().mean() < 0.3

@@ -24,6 +24,14 @@ STRIDE = 8
 """Pixels of a cell."""
 GRID = 3
 """Parts of a frame along each side whose features are kept apart: a zoom moves them in different ways."""
+REACH = 4
+"""Pixels of a picture of half the judge's size by which a place can be seen to move from frame to frame."""
+SHARP = 20.0
+"""How much better the best match must be to count alone."""
+CALM = 0.1
+"""Features are scaled by this, so that what they say does not drown places and movements."""
+CHANGE = 8.0
+"""Changes from frame to frame are small; they are scaled by this."""
 TRACK = 6
 """Numbers of a track: x, y, log width, log height, log area, and 1."""
 
@@ -36,7 +44,7 @@ class JudgeSpec:
     """Classes of each question: "character", "motion", "relation" and those about the whole clip."""
     side: int = 96
     """Short side in pixels to which all videos are brought."""
-    channels: tuple[int, int, int, int] = (32, 64, 96, 160)
+    channels: tuple[int, int, int, int] = (32, 64, 96, 152)
     """Widths of the trunk at strides 2, 4, 8 and 16."""
     blocks: int = 2
     """Residual blocks at strides 8 and 16 each."""
@@ -104,7 +112,7 @@ class OverTime(nn.Module):
 
     def __init__(self, inner: int, width: int, outer: int, layers: int = 2, heads: int = 4) -> None:
         super().__init__()
-        self.enter = nn.Linear(inner, width)
+        self.enter = nn.Linear(2 * inner, width)
         self.near = nn.Conv1d(width, width, 3, padding=1)
         self.layers = nn.ModuleList(
             nn.TransformerEncoderLayer(
@@ -118,7 +126,8 @@ class OverTime(nn.Module):
     def forward(self, x_QTD: Tensor, real_QT: Tensor) -> Tensor:
         """`real_QT` is False where a series has ended."""
         here_QT1 = real_QT[..., None].to(x_QTD.dtype)
-        x_QTM = self.enter(x_QTD)
+        change_QTD = CHANGE * x_QTD.diff(dim=1, prepend=x_QTD[:, :1])
+        x_QTM = self.enter(torch.cat([x_QTD, change_QTD], dim=-1))
         x_QTM = x_QTM + times(real_QT, x_QTM.shape[-1]).to(x_QTM.dtype)
         x_QTM = x_QTM * here_QT1
         x_QTM = x_QTM + self.near(x_QTM.mT).mT * here_QT1
@@ -193,7 +202,7 @@ class JudgeNet(nn.Module):
             self.name.bias[-1] = 5.0  # type: ignore[index]  # at first nobody is seen anywhere
         self.box = nn.Conv2d(spec.width, 4, 1)
         self.presence = nn.Parameter(torch.tensor([1.5, 1.0]))  # slope and offset of the log area
-        frame = c16 + 16 * GRID**2 + 1
+        frame = c16 + 16 * GRID**2 + 1 + 2 * GRID**2
         self.scenes = OverTime(frame, spec.time_width, sum(spec.whole.values()))
         self.tracks = OverTime(
             2 * TRACK + spec.width + frame,
@@ -233,7 +242,8 @@ class JudgeNet(nn.Module):
         number_BT1 = (some_BTP / taken_BTP.clamp(min=1)).sum(-1, keepdim=True).detach()
         parts = F.adaptive_avg_pool2d(self.parts(x8), GRID).flatten(1).unflatten(0, (batch, frames))
         whole = x16.mean((2, 3)).unflatten(0, (batch, frames))
-        frames_BTG = torch.cat([whole, parts, number_BT1.to(whole)], dim=-1)
+        rest = [number_BT1, flow(video_BTCHW)]
+        frames_BTG = torch.cat([CALM * whole, CALM * parts, *(part.to(whole) for part in rest)], dim=-1)
         grid_P2 = _grid(*x8.shape[2:]).to(logits_BTPK.device)
         return Look(logits_BTPK, boxes_BTP4, per_cell(cells_NDHW), frames_BTG, grid_P2)
 
@@ -260,10 +270,29 @@ class JudgeNet(nn.Module):
         other_QT6 = other_QT6 * (asked.other_Q >= 0)[:, None, None]
         cells_QTPD, frames_QTG = look.cells_BTPD[clip_Q1, at_QT], look.frames_BTG[clip_Q1, at_QT]
         features_QTD = (weights_QTP[:, :, None].to(cells_QTPD) @ cells_QTPD)[:, :, 0]
-        tokens = [own_QT6.to(features_QTD), other_QT6.to(features_QTD), features_QTD, frames_QTG]
+        tokens = [own_QT6.to(features_QTD), other_QT6.to(features_QTD), CALM * features_QTD, frames_QTG]
         logits = self.tracks(torch.cat(tokens, dim=-1), real_QT)
         motion, relation = logits.split([self.spec.answers["motion"], self.spec.answers["relation"]], dim=1)
         return motion, relation
+
+
+def flow(video_BTCHW: Tensor) -> Tensor:
+    """How far (x, y) each of GRID x GRID parts moved since the frame before, (B, T, 2 * GRID**2) in pixels
+    of half size: the mean of all shifts up to REACH, weighted by how well the frames match when shifted.
+    """
+    small_BTHW = F.avg_pool2d(video_BTCHW.float().mean(2), 2)
+    before_BTHW = torch.cat([small_BTHW[:, :1], small_BTHW[:, :-1]], dim=1)
+    before_BTHW = F.pad(before_BTHW, (REACH,) * 4, mode="replicate")
+    height, width = small_BTHW.shape[2:]
+    reach = range(-REACH, REACH + 1)
+    shifts, errors = [(x, y) for y in reach for x in reach], []
+    for x, y in shifts:
+        top, left = REACH - y, REACH - x
+        moved = before_BTHW[:, :, top : top + height, left : left + width]
+        errors.append(F.adaptive_avg_pool2d((small_BTHW - moved).abs(), GRID))
+    error_BTGGS = torch.stack(errors, dim=-1)
+    share_BTGGS = (-SHARP * error_BTGGS / (error_BTGGS.mean(-1, keepdim=True) + 1e-3)).softmax(-1)
+    return (share_BTGGS @ torch.tensor(shifts).to(share_BTGGS)).flatten(2)
 
 
 def _grid(rows: int, columns: int) -> Tensor:

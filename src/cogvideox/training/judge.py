@@ -37,6 +37,9 @@ SIDES = (64, 96, 128, 128)
 """Short sides in pixels of the renders, one drawn for each step."""
 ASPECTS = ((1, 1), (1, 1), (9, 16), (16, 9))
 """Their height to width."""
+WEIGHTS = {"cell": 5.0, "present": 0.02}
+"""Of losses, others 1. Who is where is learned slowest, and all else follows from it; who is there at all,
+a sum over the whole cast, would drown it (docs/log.md)."""
 WORN = 0.6
 """Share of the clips that are worn."""
 PORTRAITS = 8
@@ -272,7 +275,7 @@ def judge_spec() -> JudgeSpec:
 
 
 class JudgeTask:
-    """All kinds of answers count the same."""
+    """All kinds of answers together, by `WEIGHTS`."""
 
     def __init__(
         self, spec: JudgeSpec, stages: tuple[JudgeStage, ...], *, seed: int, tests: int = TESTS
@@ -293,7 +296,8 @@ class JudgeTask:
         said, clips = answer(self.model, micro), float(len(micro.video_BTCHW))
         parts = losses(said, micro)
         means = {f"loss_{name}": (part.item() * clips, clips) for name, part in parts.items()}
-        return Loss(torch.stack(list(parts.values())).sum() * clips, clips, means | dict(right(said, micro)))
+        total = torch.stack([WEIGHTS.get(name, 1.0) * part for name, part in parts.items()]).sum()
+        return Loss(total * clips, clips, means | dict(right(said, micro)))
 
     def evaluate(self, weights: Mapping[str, dict[str, Tensor]], folder: Path, step: int) -> dict[str, float]:
         """Shares of right answers about held-out clips of 17 frames of 128x128, as they are and worn."""
