@@ -65,7 +65,8 @@ def test_one_command_trains_the_adapter_alone(home, run):
     lines = [json.loads(line) for line in (run / "metrics.jsonl").open()]
     moved = [line["moved"] for line in lines if "moved" in line]
     assert 0 < moved[0] < moved[1]
-    assert not (run / "encoded/unreadable.jsonl").exists()  # the damaged clip was rejected when it was listed
+    # The damaged clip was rejected when it was listed: nobody tried to encode it.
+    assert not (run / "encoded/unreadable.jsonl").read_text()
 
 
 def test_the_validation_is_the_clip_that_users_get(home, run):
