@@ -44,7 +44,7 @@ def test_batches_are_functions_of_their_step():
     assert torch.equal(one.motion_Q, same.motion_Q)
     shapes = [JudgeBatches((STAGE,), SPEC, 0)[step][0].video_BTCHW.shape for step in range(4)]
     assert len(set(shapes)) > 1
-    assert all(s[0] * s[1] * s[3] * s[4] <= STAGE.budget * 32 * 32 for s in shapes)
+    assert all(s[0] * s[1] * s[3] * s[4] <= 1.2 * STAGE.budget * 32 * 32 for s in shapes)
 
 
 def test_portraits_show_many_in_one_place_in_compositions_of_training(monkeypatch):
