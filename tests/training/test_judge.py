@@ -33,11 +33,13 @@ from cogvideox.training.loop import Rates, train
 SPEC = JudgeSpec(
     answers=judge_spec().answers, side=32, channels=(8, 8, 16, 16), blocks=1, width=16, time_width=16
 )
-STAGE = JudgeStage(steps=4, frames={9: 1, 1: 1}, budget=18)
+STAGE = JudgeStage(steps=4, stills=3, frames={9: 1, 17: 1}, budget=34)
 
 
 def test_batches_are_functions_of_their_step():
-    one, same = (JudgeBatches((STAGE,), SPEC, 0)[2][0] for _ in range(2))
+    (one, stills), (same, _) = (JudgeBatches((STAGE,), SPEC, 0)[2] for _ in range(2))
+    assert stills.video_BTCHW.shape[1] == 1
+    assert 1 <= len(stills.video_BTCHW) <= STAGE.stills
     assert torch.equal(one.video_BTCHW, same.video_BTCHW)
     assert torch.equal(one.motion_Q, same.motion_Q)
     shapes = [JudgeBatches((STAGE,), SPEC, 0)[step][0].video_BTCHW.shape for step in range(4)]
@@ -159,7 +161,7 @@ def test_a_judge_learns_in_the_loop(tmp_path, shown):
         with torch.no_grad():
             return float(sum(losses(answer(net, shown), shown).values()))
 
-    task = JudgeTask(SPEC, (JudgeStage(steps=12, frames={5: 1}, budget=30),), seed=0, tests=8)
+    task = JudgeTask(SPEC, (JudgeStage(steps=12, stills=8, frames={5: 1}, budget=20),), seed=0, tests=8)
     before = error({name: p.detach().float() for name, p in task.model.named_parameters()})
     rates = {"model": Rates(matrix_lr=0.02, lr=2e-3, warmup=1, decay_from=1.0, ema=0.5)}
     weights = train(task, tmp_path, rates, steps=12, workers=0)["model"].ema_weights()

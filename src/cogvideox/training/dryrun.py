@@ -66,7 +66,7 @@ def _judge_stages(recipe: JudgeRecipe) -> Iterator[StagePlan]:
         model = judge.JudgeNet(spec)
     need = budget.need(model, None if recipe.optimizer.matrix_lr is None else judge.matrix_blocks)
     for span, stage in zip(recipe.spans, recipe.stages, strict=True):
-        yield StagePlan(span.name, stage.steps, stage.budget * spec.side**2, 0.0, need)
+        yield StagePlan(span.name, stage.steps, (stage.budget + stage.stills) * spec.side**2, 0.0, need)
 
 
 def _diffusion_stages(recipe: TransformerRecipe) -> Iterator[StagePlan]:

@@ -6,7 +6,7 @@ Shape legend: B clips, T frames, C channels, H W pixels or cells, K characters, 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,13 +55,15 @@ NEW: Mapping[int, np.random.Generator] = {}
 
 @dataclass(frozen=True, kw_only=True)
 class JudgeStage:
-    """A part of the run with one mix of lengths."""
+    """A part of the run with one mix of clips and stills."""
 
     steps: int
-    frames: dict[int, float]
-    """Frames of a clip -> how often it is drawn; 1: portraits."""
-    budget: int
-    """Frames per step, if they are square; larger ones are fewer."""
+    stills: int
+    """Portraits per step, if they are square; wider ones are fewer."""
+    frames: dict[int, float] = field(default_factory=dict)
+    """Frames of the clips of a step -> how often it is drawn; nothing: no clips."""
+    budget: int = 0
+    """Frames of all clips of a step together, if they are square."""
 
 
 @dataclass(frozen=True)
@@ -168,7 +170,7 @@ def _numbers(answers: list[Labels]) -> dict[str, Any]:
 
 
 class JudgeBatches(Dataset[Any]):
-    """Step -> one micro-batch of clips of one shape; a function of its key."""
+    """Step -> clips of one shape, and stills, a micro-batch each; a function of its key."""
 
     def __init__(self, stages: tuple[JudgeStage, ...], spec: JudgeSpec, seed: int) -> None:
         self.stages, self.spec, self.seed = stages, spec, seed
@@ -185,22 +187,29 @@ class JudgeBatches(Dataset[Any]):
 
     def __getitem__(self, step: int) -> list[Shown]:
         stage, draw = self._stage(step), rng.generator(self.seed, "judge-batch", step)
-        shares = np.asarray(list(stage.frames.values()), float)
-        frames = int(draw.choice(list(stage.frames), p=shares / shares.sum()))
-        side, aspect = int(draw.choice(SIDES)), ASPECTS[int(draw.integers(len(ASPECTS)))]
-        height, width = (16 * round(side * n / min(aspect) / 16) for n in aspect)
-        count = max(1, round(stage.budget * min(aspect) / (frames * max(aspect))))
-        world = World(seed=self.seed, split="train")
-        films: list[Film] = []
-        places = draw.integers(2**31, size=count if frames > 1 else -(-count // PORTRAITS))
-        for clip in (world.clip(int(index), (frames - 1) / 8) for index in places):
-            if frames > 1:
-                films.append((clip, clip.render(frames, 8, height, width)))
-            else:
-                films += portraits(clip, min(PORTRAITS, count - len(films)), height, width, draw)
-        rough = [k for k in range(count) if draw.random() < WORN]
-        wear = {k: rng.generator(self.seed, "wear", step, k) for k in rough}
-        return [show(films, self.spec, wear)]
+        side, (tall, wide) = int(draw.choice(SIDES)), ASPECTS[int(draw.integers(len(ASPECTS)))]
+        height, width = (16 * round(side * n / min(tall, wide) / 16) for n in (tall, wide))
+        share = min(tall, wide) / max(tall, wide)
+        world, parts = World(seed=self.seed, split="train"), list[list[Film]]()
+        if stage.frames:
+            odds = np.asarray(list(stage.frames.values()), float)
+            frames = int(draw.choice(list(stage.frames), p=odds / odds.sum()))
+            indices = draw.integers(2**31, size=max(1, round(stage.budget * share / frames)))
+            clips = (world.clip(int(index), (frames - 1) / 8) for index in indices)
+            parts.append([(clip, clip.render(frames, 8, height, width)) for clip in clips])
+        if stage.stills:
+            parts.append([])
+            while (left := round(stage.stills * share) - len(parts[-1])) > 0:
+                place = world.clip(int(draw.integers(2**31)), 0.0)
+                parts[-1] += portraits(place, min(PORTRAITS, left), height, width, draw)
+        return [show(films, self.spec, self._wear(films, step, draw)) for films in parts]
+
+    def _wear(
+        self, films: list[Film], step: int, draw: np.random.Generator
+    ) -> dict[int, np.random.Generator]:
+        """Generators for the clips that are to be worn."""
+        rough = [k for k in range(len(films)) if draw.random() < WORN]
+        return {k: rng.generator(self.seed, "wear", step, k, len(films[0][1])) for k in rough}
 
 
 @dataclass(frozen=True)
@@ -275,7 +284,7 @@ def judge_spec() -> JudgeSpec:
 
 
 class JudgeTask:
-    """All kinds of answers together, by `WEIGHTS`."""
+    """All kinds of answers together, by `WEIGHTS`; every frame counts the same."""
 
     def __init__(
         self, spec: JudgeSpec, stages: tuple[JudgeStage, ...], *, seed: int, tests: int = TESTS
@@ -293,11 +302,11 @@ class JudgeTask:
         return (Phase("model", self.model, matrix_blocks=matrix_blocks),)
 
     def loss(self, phase: str, micro: Shown, step: int) -> Loss:
-        said, clips = answer(self.model, micro), float(len(micro.video_BTCHW))
+        said, frames = answer(self.model, micro), float(micro.video_BTCHW[:, :, 0, 0, 0].numel())
         parts = losses(said, micro)
-        means = {f"loss_{name}": (part.item() * clips, clips) for name, part in parts.items()}
+        means = {f"loss_{name}": (part.item() * frames, frames) for name, part in parts.items()}
         total = torch.stack([WEIGHTS.get(name, 1.0) * part for name, part in parts.items()]).sum()
-        return Loss(total * clips, clips, means | dict(right(said, micro)))
+        return Loss(total * frames, frames, means | dict(right(said, micro)))
 
     def evaluate(self, weights: Mapping[str, dict[str, Tensor]], folder: Path, step: int) -> dict[str, float]:
         """Shares of right answers about held-out clips of 17 frames of 128x128, as they are and worn."""

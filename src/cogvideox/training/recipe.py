@@ -92,7 +92,7 @@ class JudgeRecipe(Strict):
     def spans(self) -> list[Span]:
         """The stages, as the loop knows them."""
         ends = accumulate((stage.steps for stage in self.stages), initial=0)
-        names = (f"up to {max(stage.frames)} frames" for stage in self.stages)
+        names = (f"up to {max(stage.frames)} frames" if stage.frames else "stills" for stage in self.stages)
         return [Span(name, at) for name, at in zip(names, ends, strict=False)]
 
 
