@@ -23,7 +23,7 @@ from cogvideox.models.specs import TransformerSpec, VAESpec
 from cogvideox.models.transformer.model import Transformer
 from cogvideox.models.vae.autoencoder import VAE
 
-SUITES = ("vae", "transformer", "sampler", "text", "end2end", "train", "data", "growth")
+SUITES = ("vae", "transformer", "sampler", "text", "end2end", "train", "packing", "data", "growth")
 PROMPT = "a speedboat glides right on the blue ocean"
 CPU = torch.device("cpu")
 

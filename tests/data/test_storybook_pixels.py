@@ -11,6 +11,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from cogvideox.cli.data import app
+from cogvideox.data.manifest import read_manifest
 from cogvideox.data.storybook import World, sprites
 from cogvideox.data.storybook.cast import cast
 from cogvideox.data.storybook.motion import view
@@ -324,10 +325,11 @@ def test_the_command_writes_clips_a_manifest_and_a_contact_sheet(tmp_path):
     ]
     done = CliRunner().invoke(app, command)
     assert done.exit_code == 0, done.output
-    rows = [json.loads(line) for line in (out / "manifest.jsonl").read_text().splitlines()]
-    assert [row["source"] for row in rows] == ["000000.mp4", "000001.mp4"]
-    assert all((out / row["source"]).stat().st_size > 0 for row in rows)
-    assert rows[0]["caption"] == World(seed=0).clip(0, duration=0.5).caption
+    rows, clip = read_manifest(out / "manifest.jsonl"), World(seed=0).clip(0, duration=0.5)
+    assert [row.source for row in rows] == ["000000.mp4", "000001.mp4"]
+    assert all((out / row.source).stat().st_size > 0 for row in rows)
+    assert rows[0].captions == {"short": (clip.short_caption(),), "dense": (clip.dense_caption(),)}
+    assert rows[0].truth == json.loads(json.dumps(clip.truth(5, 8, 48, 64)))
     assert {p.name for p in out.iterdir()} == {
         "000000.mp4",
         "000001.mp4",

@@ -123,18 +123,23 @@ def probe(path: str | Path) -> Info:
 
 
 def read_video(
-    path: str | Path, *, fps: float | None = None, limit: int | None = None, size: Size | None = None
+    path: str | Path,
+    *,
+    fps: float | None = None,
+    limit: int | None = None,
+    size: Size | None = None,
+    start: float = 0.0,
 ) -> Clip:
     """A clip from a video file, an animated GIF or WebP, a picture, or a folder of PNG frames.
 
-    `fps` picks the frames that are seen at times 0, 1/fps, 2/fps, ...; `limit` stops after so many frames,
+    It begins with the first frame that is `start` seconds after the file's first, or later. `fps` picks the frames that are seen at times 0, 1/fps, 2/fps, ...; `limit` stops after so many frames,
     and no more are decoded; `size` (height, width) passes every frame through `cover_crop`. InputError when
     the file is missing or holds no picture.
     """
     path = Path(path)
     source = probe(path).fps
     with _reading(path):
-        timed = _timed_frames(path, source)
+        timed = _timed_frames(path, source, start)
         frames: Iterator[Frames] = (frame for _, frame in timed)
         if fps is None or source is None:
             fps = source
@@ -148,20 +153,29 @@ def read_video(
         return Clip(np.stack(picked), fps)
 
 
-def _timed_frames(path: Path, fps: float | None) -> Iterator[tuple[float, Frames]]:
-    """(time in seconds, frame) of every frame, decoded one by one."""
+def _timed_frames(path: Path, fps: float | None, start: float) -> Iterator[tuple[float, Frames]]:
+    """(time in seconds, frame) of every frame from `start` on, decoded one by one."""
+    start -= 1e-6  # times of files are rounded
     if path.is_dir():
         for index, file in enumerate(sorted(path.glob("*.png"))):
-            yield index / (fps or 1), read_image(file)
+            if index / (fps or 1) >= start:
+                yield index / (fps or 1), read_image(file)
     elif is_picture(path):
         with Image.open(path) as picture:
             time = 0.0
             for duration, frame in _durations_of(picture):
-                yield time, np.asarray(frame.convert("RGB"))
+                if time >= start:
+                    yield time, np.asarray(frame.convert("RGB"))
                 time += duration
     else:
         with av.open(str(path)) as container:
-            for decoded in container.decode(video=0):
+            stream = container.streams.video[0]
+            begin = float((stream.start_time or 0) * (stream.time_base or 0)) + start
+            if start > 0:
+                container.seek(int(begin * av.time_base))  # to the key frame before
+            for decoded in container.decode(stream):
+                if decoded.time is not None and decoded.time < begin:
+                    continue
                 turns = round(decoded.rotation / 90)
                 pixels = np.asarray(decoded.to_ndarray(format="rgb24"), np.uint8)
                 yield decoded.time or 0.0, np.rot90(pixels, turns) if turns else pixels

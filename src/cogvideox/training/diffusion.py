@@ -1,181 +1,189 @@
-"""Training of the transformer on packed latents: v-prediction, explicit uniform timesteps, a frozen text
-encoder.
+"""Training of the transformer on packed latents: v-prediction with zero terminal SNR, a frozen text encoder.
 
-A step's pack mixes images and clips of several shapes (paper section 3.1); its timesteps are stratified over
-all of its segments (section 3.3). Shape legend: C channels, T H W latent grid, L tokens, S segments.
+A row mixes images and clips of several shapes (paper section 3.1). Every sample's loss is the mean over its
+latent numbers, or with `Objective.per` the sum; a step's is the sum over all rows of all ranks by the sum of
+their weights. Shape legend: C channels, T H W latent grid, L tokens, D text width, S segments.
 """
 
 from __future__ import annotations
 
+import copy
 import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from cogvideox.core import rng
-from cogvideox.diffusion.inputs import Sample, build_pack, pad_front, split_output
+from cogvideox.core.errors import InputError
+from cogvideox.diffusion.inputs import Sample, build_pack, image_condition, pad_front, split_output
 from cogvideox.diffusion.objective import v_loss
 from cogvideox.diffusion.schedule import Schedule
-from cogvideox.diffusion.timesteps import stratified
+from cogvideox.models.specs import ModelSpec
 from cogvideox.models.text import TextEncoder
 from cogvideox.models.transformer.model import Transformer
-from cogvideox.training.budget import train_flops
-from cogvideox.training.latents import CAPTIONS, Bucket, LatentStore
+from cogvideox.training.packs import VALIDATION, Item, PackedBatches, PackedRow
 from cogvideox.training.task import Loss, Phase
 
-
-@dataclass(frozen=True, kw_only=True)
-class DiffusionStage:
-    """A part of the run with one mix of shapes."""
-
-    steps: int
-    mix: dict[str, int]
-    """Bucket name -> samples per step."""
-
-
-@dataclass(frozen=True)
-class Item:
-    """One training sample as the data process delivers it."""
-
-    latents_CTHW: Tensor
-    caption: str
-    name: str
-    known: int
-    """Latent frames in front that the model gets clean: 0, 1 (a given first frame) or more (continuation)."""
-    subject_THW: Tensor
-    """Bool: where a character is."""
-
-
-class DiffusionBatches(Dataset[Any]):
-    """Step -> items of the step's pack, grouped by shape; a pure function of (seed, step)."""
-
-    def __init__(
-        self,
-        stages: tuple[DiffusionStage, ...],
-        buckets: tuple[Bucket, ...],
-        folder: Path,
-        *,
-        seed: int,
-        known: float,
-        dense: float,
-    ) -> None:
-        self.stages, self.seed, self.known, self.dense = stages, seed, known, dense
-        self.stores = {bucket.name: LatentStore(bucket, folder, seed) for bucket in buckets}
-
-    def __len__(self) -> int:
-        return sum(stage.steps for stage in self.stages)
-
-    def _mix(self, step: int) -> dict[str, int]:
-        for stage in self.stages:
-            if step < stage.steps:
-                return stage.mix
-            step -= stage.steps
-        raise IndexError(step)
-
-    def __getitem__(self, step: int) -> list[list[Item]]:
-        draw, items = rng.generator(self.seed, "diffusion-batch", step), []
-        for name, count in self._mix(step).items():
-            store = self.stores[name]
-            for index in draw.integers(len(store), size=count):
-                latents, captions = store.latents(int(index)), store.captions(int(index))
-                caption = captions[int(draw.integers(CAPTIONS)) + CAPTIONS * (draw.random() < self.dense)]
-                length, skip, known = latents.shape[1], 0, 0
-                if length > 1 and draw.random() < self.known:
-                    known = 1
-                    if draw.random() < 0.3:
-                        # Generation continues from the middle of a clip, where a latent holds four frames.
-                        skip = int(draw.integers(length - 1))
-                        known = int(draw.integers(1, length - skip))
-                subject = store.subject(int(index))[skip:]
-                items.append(Item(latents[:, skip:], caption, f"{name}/{index}", known, subject))
-        return [sorted(items, key=lambda item: item.latents_CTHW.shape)]  # equal shapes run as one batch
+BINS = range(0, 1000, 250)
+"""First timesteps of the bins by which losses are told."""
+VALIDATED = (100, 300, 500, 700, 900)
+"""Timesteps of the validation's losses: those of the paper's table 9."""
+LOST = 0.01
+"""Share of the samples that may be unreadable."""
+VALIDATION_ROW = 8
+"""Samples that are validated at a time."""
 
 
 class DiffusionTask:
-    """v-prediction of latents; with probability `drop_text` the text is zeros, the unconditional branch.
-
-    Errors where a character is count `subject_weight` times those elsewhere, for characters are what prompts
-    are about. The weights of a sample have mean 1.
-    """
+    """v-prediction of latents. Samples that cannot be read weigh nothing, and too many of them end the run."""
 
     def __init__(
         self,
         model: Transformer,
-        text: TextEncoder,
-        batches: DiffusionBatches,
+        spec: ModelSpec,
+        text: TextEncoder | None,
+        batches: PackedBatches,
         schedule: Schedule,
         *,
-        seed: int,
-        drop_text: float,
-        subject_weight: float,
-        judge: Callable[[dict[str, Tensor], Path, int], None],
+        judge: Callable[[dict[str, Tensor], Path, int], None] = lambda *_: None,
     ) -> None:
-        self.model, self.text, self._batches, self.schedule = model, text, batches, schedule
-        self.seed, self.drop_text, self.subject_weight, self._judge = seed, drop_text, subject_weight, judge
+        """`text` may be None where the batches' store holds all embeddings. `judge` gets averaged weights at
+        every validation. InputError for an objective that generation with the model would not match.
+        """
+        self.model, self.spec, self.text, self._batches = model, spec, text, batches
+        self.schedule, self._judge, self.objective = schedule, judge, batches.objective
+        self._lost: dict[str, str] = {}
+        if self.objective.known and not spec.first_frame:
+            raise InputError("known > 0 trains to go on from clean frames: the model needs first_frame: true")
+        if text is None and spec.unconditional == "empty":
+            raise InputError("the unconditional mode 'empty' needs the text encoder in training")
+        if text is None or spec.unconditional == "zeros":
+            shape = spec.transformer.text_length, spec.transformer.text_dim
+            self.unconditional_LD = torch.zeros(shape)
+        else:
+            self.unconditional_LD = text.encode([""])[0]
 
-    def batches(self) -> DiffusionBatches:
+    def batches(self) -> PackedBatches:
         return self._batches
 
     @property
     def phases(self) -> tuple[Phase, ...]:
-        return (Phase("model", self.model, matrix_blocks=matrix_blocks),)
+        return (Phase("model", self.model, matrix_blocks=_matrix_blocks),)
 
-    def ids(self, micro: list[Item]) -> list[str]:
-        return [item.name for item in micro]
+    def ids(self, micro: PackedRow) -> list[str]:
+        """Names of the samples of a row."""
+        return [item.name for item in micro.items]
 
-    def loss(self, phase: str, micro: list[Item], step: int) -> Loss:
-        batch, (spec, dtype) = micro, (self.model.spec, self.model.patch_embed.weight.dtype)
+    def loss(self, phase: str, micro: PackedRow, step: int) -> Loss:
+        items = micro.items
+        self._count(items)
+        self.model.policy = micro.positions or self.spec.position_policy
+        total, weight, losses_S, tokens = self._losses(self.model, items, step)
+        read = [not item.unreadable for item in items]
+        metrics = {
+            "samples": (float(sum(read)), 1.0),
+            "tokens": (float(tokens), 1.0),
+            "capacity": (float(micro.capacity), 1.0),
+            "unreadable": (float(len(read) - sum(read)), float(len(read))),
+            "imbalance": (micro.imbalance, 1.0),
+        }
+        for low in BINS:
+            inside = [
+                loss
+                for loss, item in zip(losses_S.tolist(), items, strict=True)
+                if not item.unreadable and low <= item.timestep < low + BINS.step
+            ]
+            metrics[f"loss_{low}"] = sum(inside), float(len(inside))
+        return Loss(total, weight, metrics)
+
+    def _losses(
+        self, model: Transformer, items: Sequence[Item], step: int
+    ) -> tuple[Tensor, float, Tensor, int]:
+        """Sum of the weighted losses, sum of the weights, the loss (S,) of each, and tokens in all."""
+        spec, patch_embed = model.spec, model.patch_embed.weight
+        samples, targets = [], []
+        for item in items:
+            clean = pad_front(item.latents_CTHW.float(), spec.patch)
+            noise = rng.normal(clean.shape, self._batches.seed, "noise", step, item.place)
+            noisy = self._noised(clean, noise, item.timestep)
+            front = _front(item, clean.shape[1])
+            noisy[:, :front] = self._noised(clean[:, :front], noise[:, :front], item.prefix_timestep or None)
+            condition = item.condition_CHW
+            condition = None if condition is None else image_condition(condition, clean.shape[1])
+            samples.append(Sample(noisy, self._text(item), item.timestep, condition, name=item.name))
+            target = self.schedule.velocity(clean[None], noise[None], torch.tensor(item.timestep))[0]
+            targets.append((target * self._roots(item, spec.patch))[:, front:].to(patch_embed.device))
+        pack = build_pack(samples, spec, dtype=patch_embed.dtype, device=patch_embed.device)
+        predictions = [
+            (output * self._roots(item, spec.patch).to(output))[:, _front(item, output.shape[1]) :]
+            for output, item in zip(split_output(model(pack), pack, spec), items, strict=True)
+        ]
+        weights = [float(not item.unreadable) for item in items]
+        total, losses_S = v_loss(predictions, targets, weights, per=self.objective.per, normaliser=1.0)
+        sizes = [target.numel() if self.objective.per == "number" else 1 for target in targets]
+        weight = sum(w * size for w, size in zip(weights, sizes, strict=True))
+        return total, weight, losses_S, sum(segment.length for segment in pack.segments)
+
+    def _noised(self, clean: Tensor, noise: Tensor, timestep: int | None) -> Tensor:
+        if timestep is None:
+            return clean
+        return self.schedule.add_noise(clean[None], noise[None], torch.tensor(timestep))[0]
+
+    def _text(self, item: Item) -> Tensor:
+        if item.drop_text:
+            return self.unconditional_LD
+        if item.text_LD is not None:
+            return item.text_LD
+        assert self.text is not None
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "the prompt has")  # the run has told how many are cut
-            text_SLC = self.text.encode([item.caption for item in batch])
-        draw = rng.generator(self.seed, "drop-text", step)
-        keep = torch.from_numpy(draw.random(len(batch)) >= self.drop_text).to(text_SLC.dtype)
-        text_SLC = text_SLC * keep[:, None, None]
-        timesteps = stratified(len(batch), self.seed, "timesteps", step)
-        samples, targets = [], []
-        for j, (item, timestep) in enumerate(zip(batch, timesteps, strict=True)):
-            clean = pad_front(item.latents_CTHW.float(), spec.patch)
-            noise = rng.normal(clean.shape, self.seed, "noise", step, j)
-            t = torch.tensor(timestep)
-            noisy = self.schedule.add_noise(clean[None], noise[None], t[None])[0]
-            noisy[:, : item.known] = clean[:, : item.known]
-            samples.append(Sample(noisy, text_SLC[j], timestep, name=item.name))
-            targets.append(self.schedule.velocity(clean[None], noise[None], t[None])[0][:, item.known :])
-        pack = build_pack(samples, spec, dtype=dtype)
-        outputs = split_output(self.model(pack), pack, spec)
-        roots = [self._roots(item, spec.patch) for item in batch]
-        predictions = [
-            output[:, item.known :] * r for output, item, r in zip(outputs, batch, roots, strict=True)
-        ]
-        targets = [target * root for target, root in zip(targets, roots, strict=True)]
-        total, losses_S = v_loss(predictions, targets, [1.0] * len(batch), normaliser=1.0)
-        metrics = {
-            "samples": (float(len(batch)), 1.0),
-            "tokens": (float(sum(segment.length for segment in pack.segments)), 1.0),
-            "flops": (train_flops(spec, pack.segments), 1.0),
-        }
-        for low in range(0, 1000, 250):
-            inside = [x for x, t in zip(losses_S.tolist(), timesteps, strict=True) if low <= t < low + 250]
-            metrics[f"loss_{low}"] = sum(inside), float(len(inside))
-        return Loss(total, float(len(batch)), metrics)
+            return self.text.encode([item.caption])[0]
 
     def _roots(self, item: Item, patch: tuple[int, int, int]) -> Tensor:
-        """Square roots (T, H, W) of the weights of an item's latents that are not known."""
-        subject = pad_front(item.subject_THW[None].float(), patch)[0, item.known :]
-        weights = 1.0 + (self.subject_weight - 1.0) * subject
-        return (weights / weights.mean()).sqrt()
+        """Square roots (T, H, W) of the weights of an item's latents; those that are not given have mean 1."""
+        if item.subject_THW is None:
+            return torch.ones(1)
+        subject = pad_front(item.subject_THW[None].float(), patch)[0]
+        weights = 1.0 + (self.objective.subject_weight - 1.0) * subject
+        return (weights / weights[_front(item, len(weights)) :].mean()).sqrt()
 
+    def _count(self, items: Sequence[Item]) -> None:
+        """Remember what could not be read; InputError when that is too much."""
+        self._lost |= {item.name: item.unreadable for item in items if item.unreadable}
+        known = len(self._batches.lengths)
+        if len(self._lost) > LOST * known:
+            name, reason = next(iter(self._lost.items()))
+            told = f"{len(self._lost)} of {known} samples cannot be read, more than {LOST:.0%}"
+            raise InputError(f"{told}; the first, {name}: {reason}")
+
+    @torch.no_grad()
     def evaluate(self, weights: Mapping[str, dict[str, Tensor]], folder: Path, step: int) -> dict[str, float]:
+        """Losses of the held-out samples at fixed timesteps, `val_T`, and their mean; then the judge."""
+        model = copy.deepcopy(self.model)
+        model.load_state_dict(weights["model"])
+        found = {}
+        for timestep in VALIDATED if self._batches.held else ():
+            items = self._batches.fixed(timestep)
+            items = sorted((i for i in items if not i.unreadable), key=lambda item: item.latents_CTHW.shape)
+            losses = [
+                self._losses(model, items[first : first + VALIDATION_ROW], VALIDATION)[2]
+                for first in range(0, len(items), VALIDATION_ROW)
+            ]
+            found[f"val_{timestep}"] = torch.cat(losses).mean().item()
+        if found:
+            found["val"] = sum(found.values()) / len(found)
         self._judge(weights["model"], folder, step)
-        return {}
+        return {name: round(value, 5) for name, value in found.items()}
 
 
-def matrix_blocks(name: str, parameter: Tensor) -> int:
+def _front(item: Item, frames: int) -> int:
+    """Latent frames that are given, padding in front included, of `frames` with padding."""
+    return item.known + frames - item.latents_CTHW.shape[1] if item.known else 0
+
+
+def _matrix_blocks(name: str, parameter: Tensor) -> int:
     if parameter.ndim != 2 or not name.startswith("blocks") or "modulation" in name:
         return 0
     return 3 if "qkv" in name else 1

@@ -5,17 +5,16 @@ contact sheet.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from cogvideox.core.errors import InputError
-from cogvideox.core.files import atomic_path, write_text
+from cogvideox.core.files import atomic_path
+from cogvideox.data.manifest import Row, write_manifest
 from cogvideox.data.storybook.clip import Clip, check_picture
 from cogvideox.data.storybook.render import Renderer
 from cogvideox.data.storybook.world import VERSION, World
@@ -60,24 +59,26 @@ def _chunks(clip: Clip, order: Export) -> Iterator[Frames]:
         yield np.stack([renderer.frame(time) for time in times])
 
 
-def _row(clip: Clip, order: Export, path: Path, folder: Path) -> dict[str, Any]:
-    truth = clip.truth(order.frames, order.fps, order.height, order.width)
-    return {
-        "id": f"storybook-{VERSION}-{order.seed}-{order.split}-{order.level}-{clip.index}",
-        "source": str(path.relative_to(folder)),
-        "span": [0.0, _duration(order)],
-        "height": order.height,
-        "width": order.width,
-        "fps": order.fps,
-        "frames": order.frames,
-        "caption": clip.caption,
-        "captions": [clip.short_caption(), clip.dense_caption()],
-        "truth": truth,
-        "rejected": None,
-        "licence": LICENCE,
-        "lineage": {"world": VERSION, "seed": order.seed, "split": order.split, "level": order.level,
-                    "index": clip.index, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()},
-    }  # fmt: skip
+def _row(clip: Clip, order: Export, path: Path, folder: Path) -> Row:
+    return Row(
+        id=f"storybook-{VERSION}-{order.seed}-{order.split}-{order.level}-{clip.index}",
+        source=str(path.relative_to(folder)),
+        height=order.height,
+        width=order.width,
+        fps=order.fps if order.frames > 1 else None,
+        frames=order.frames,
+        captions={"short": (clip.short_caption(),), "dense": (clip.dense_caption(),)},
+        truth=clip.truth(order.frames, order.fps, order.height, order.width),
+        licence=LICENCE,
+        lineage={
+            "world": VERSION,
+            "seed": order.seed,
+            "split": order.split,
+            "level": order.level,
+            "index": clip.index,
+            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        },
+    )
 
 
 def _strip(frames: Frames, caption: str) -> Image.Image:
@@ -124,7 +125,7 @@ def export(order: Export, folder: Path) -> Iterator[Path]:
 
 
 def _write(order: Export, folder: Path, world: World, first: Clip) -> Iterator[Path]:
-    rows: list[str] = []
+    rows: list[Row] = []
     strips: list[Image.Image] = []
     for index in range(order.start, order.start + order.count):
         clip = first if index == order.start else world.clip(index, _duration(order))
@@ -134,12 +135,12 @@ def _write(order: Export, folder: Path, world: World, first: Clip) -> Iterator[P
             write_image(path, next(_chunks(clip, order))[0], note)
         else:
             write_video(path, _chunks(clip, order), order.fps, note)
-        rows.append(json.dumps(_row(clip, order, path, folder)))
+        rows.append(_row(clip, order, path, folder))
         if len(strips) < SHEET_CLIPS:
             seconds = _duration(order) / max(1, SHEET_FRAMES - 1)
             few = clip.render(SHEET_FRAMES, 1 / seconds if seconds else order.fps, order.height, order.width)
             strips.append(_strip(few, clip.caption))
         yield path
-    write_text(folder / "manifest.jsonl", "\n".join(rows) + "\n")
+    write_manifest(folder / "manifest.jsonl", rows)
     with atomic_path(folder / "contact_sheet.png") as partial:
         _sheet(strips).save(partial)

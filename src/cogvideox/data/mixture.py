@@ -1,0 +1,82 @@
+"""What a stage trains on: filters by label, score and shape, and their shares."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from cogvideox.core.errors import InputError, nearest
+from cogvideox.data.samples import Sample
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """Samples that meet all conditions, and their share in the stage."""
+
+    share: float = 1.0
+    """Of the stage's samples, by the sum of all shares."""
+    label: str | None = None
+    """That a row has."""
+    frames: tuple[int, int] | None = None
+    """Fewest and most."""
+    side: tuple[int, int] | None = None
+    """Smallest and largest short side in pixels."""
+    least: Mapping[str, float] = field(default_factory=dict)
+    """Score -> its lowest value; a sample without the score has not enough."""
+    best: Mapping[str, float] = field(default_factory=dict)
+    """Score -> the share of the samples, the best by that score, that is taken of those that meet all else.
+    """
+
+    def of(self, samples: Sequence[Sample]) -> list[int]:
+        """Which they are. InputError when there is none."""
+        found = [index for index, sample in enumerate(samples) if self._takes(sample)]
+        for score, share in self.best.items():
+            scored = [index for index in found if score in samples[index].row.scores]
+            scored.sort(key=lambda index: (-samples[index].row.scores[score], index))
+            found = sorted(scored[: math.ceil(share * len(scored))])
+        if not found:
+            labels = {label for sample in samples for label in sample.row.labels}
+            wrong = self.label is not None and self.label not in labels
+            hint = f"label {self.label!r}{nearest(self.label or '', labels)}" if wrong else f"{self}"
+            raise InputError(f"a stage asks for samples that are not there: {hint}")
+        return found
+
+    def _takes(self, sample: Sample) -> bool:
+        side, scores = min(sample.height, sample.width), sample.row.scores
+        return (
+            (self.label is None or self.label in sample.row.labels)
+            and (self.frames is None or self.frames[0] <= sample.frames <= self.frames[1])
+            and (self.side is None or self.side[0] <= side <= self.side[1])
+            and all(scores.get(name, -math.inf) >= value for name, value in self.least.items())
+        )
+
+
+def repeats(samples: Sequence[Sample], choices: Sequence[Choice]) -> list[float]:
+    """How often each sample comes in an epoch, in the proportions of the shares; the most wanted one once.
+
+    InputError when a choice finds nothing.
+    """
+    wanted = [0.0] * len(samples)
+    for choice in choices:
+        found = choice.of(samples)
+        for index in found:
+            wanted[index] += choice.share / len(found)
+    most = max(wanted)
+    return [each / most for each in wanted]
+
+
+def held_out(samples: Sequence[Sample], count: int) -> list[int]:
+    """The samples of about `count` sources, at most one in ten, for validation: those with the lowest hashes.
+
+    No source is both trained on and judged by, in whatever shape or span, and a manifest that grows keeps
+    most of them.
+    """
+    sources = sorted({sample.row.source for sample in samples}, key=_hash)
+    few = set(sources[: min(count, len(sources) // 10)])
+    return [index for index, sample in enumerate(samples) if sample.row.source in few]
+
+
+def _hash(name: str) -> bytes:
+    return hashlib.blake2b(name.encode(), digest_size=8).digest()
