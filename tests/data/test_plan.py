@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cogvideox.core.errors import InputError
-from cogvideox.data.plan import Cost, Packer, Plan, deal, epoch_order, fill, imbalance, pack
+from cogvideox.data.plan import Cost, Packer, Plan, Position, deal, epoch_order, fill, imbalance, pack, stream_rows
 
 RATIOS = (1, 4 / 3, 3 / 4, 16 / 9, 9 / 16, 3 / 2, 2 / 3)
 
@@ -45,6 +45,26 @@ def test_a_packer_goes_on_from_what_waits(lengths, cut, look_ahead):
     second = Packer(100, look_ahead)
     assert [second.push(i, lengths[i]) for i in first.waiting] == [None] * len(first.waiting)
     assert [second.push(i, n) for i, n in list(enumerate(lengths))[cut:]] == expected[cut:]
+
+
+def test_a_stream_goes_on_from_its_position():
+    """Its samples are read again from the first that waits; none is lost, none comes twice."""
+    lengths, opened = real_mix(150), []
+
+    def source(first):
+        opened.append(first)
+        return ((f"clip {n}", lengths[n]) for n in range(first, len(lengths)))
+
+    whole = list(stream_rows(source, max(lengths), 16))
+    assert sorted(clip for row, _ in whole for clip in row) == sorted(f"clip {n}" for n in range(150))
+    assert [row for row, _ in whole] == [
+        [f"clip {n}" for n in row] for row in pack(enumerate(lengths), max(lengths), 16)
+    ]
+    for cut in (0, 7, len(whole) - 3, len(whole) - 1):
+        position = whole[cut][1]
+        assert list(stream_rows(source, max(lengths), 16, position)) == whole[cut + 1 :]
+        assert opened[-1] == min((position.next, *position.waiting)) > 0
+    assert list(stream_rows(source, max(lengths), 16, Position())) == whole
 
 
 def test_no_sample_waits_for_ever():

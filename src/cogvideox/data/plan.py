@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import bisect
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 
 from cogvideox.core import rng
 from cogvideox.core.errors import InputError
 
+T = TypeVar("T")
 Row = tuple[int, ...]
 """Indices of the samples that lie in one row, in the order in which they were taken."""
 LOOK_AHEAD = 256
@@ -80,6 +82,39 @@ def pack(samples: Iterable[tuple[int, int]], capacity: int, look_ahead: int = LO
             yield row
     while (row := packer.take()) is not None:
         yield row
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a packed stream stands: with it, a checkpoint lets the stream go on exactly."""
+
+    next: int = 0
+    """Samples that were taken from the stream."""
+    waiting: tuple[int, ...] = ()
+    """Of these, those that no row has yet, by their numbers."""
+
+
+def stream_rows(
+    source: Callable[[int], Iterable[tuple[T, int]]],
+    capacity: int,
+    look_ahead: int = LOOK_AHEAD,
+    at: Position = Position(),
+) -> Iterator[tuple[list[T], Position]]:
+    """Rows of a stream that has no index, each with the position after it.
+
+    `source(n)` gives the stream's samples and their tokens from number n on. Samples that wait are not kept
+    in the position: a resume reads them again, from the first of them on.
+    """
+    packer, held = Packer(capacity, look_ahead), dict[int, T]()
+    number = first = min((at.next, *at.waiting))
+    for number, (sample, tokens) in enumerate(source(first), first):
+        if number < at.next and number not in at.waiting:
+            continue
+        held[number] = sample
+        if (row := packer.push(number, tokens)) is not None:
+            yield [held.pop(n) for n in row], Position(number + 1, tuple(packer.waiting))
+    while (row := packer.take()) is not None:
+        yield [held.pop(n) for n in row], Position(number + 1, tuple(packer.waiting))
 
 
 def fill(rows: Sequence[Row], lengths: Sequence[int], capacity: int) -> float:

@@ -17,12 +17,14 @@ from torch import Tensor
 
 from cogvideox.core import rng
 from cogvideox.core.errors import InputError
+from cogvideox.core.pack import Segment
 from cogvideox.diffusion.inputs import Sample, build_pack, image_condition, pad_front, split_output
 from cogvideox.diffusion.objective import v_loss
 from cogvideox.diffusion.schedule import Schedule
 from cogvideox.models.specs import ModelSpec
 from cogvideox.models.text import TextEncoder
 from cogvideox.models.transformer.model import Transformer
+from cogvideox.training.budget import train_flops
 from cogvideox.training.packs import VALIDATION, Item, PackedBatches, PackedRow
 from cogvideox.training.task import Loss, Phase
 
@@ -70,7 +72,7 @@ class DiffusionTask:
 
     @property
     def phases(self) -> tuple[Phase, ...]:
-        return (Phase("model", self.model, matrix_blocks=_matrix_blocks),)
+        return (Phase("model", self.model, matrix_blocks=matrix_blocks),)
 
     def ids(self, micro: PackedRow) -> list[str]:
         """Names of the samples of a row."""
@@ -80,12 +82,13 @@ class DiffusionTask:
         items = micro.items
         self._count(items)
         self.model.policy = micro.positions or self.spec.position_policy
-        total, weight, losses_S, tokens = self._losses(self.model, items, step)
+        total, weight, losses_S, segments = self._losses(self.model, items, step)
         read = [not item.unreadable for item in items]
         metrics = {
             "samples": (float(sum(read)), 1.0),
-            "tokens": (float(tokens), 1.0),
+            "tokens": (float(sum(segment.length for segment in segments)), 1.0),
             "capacity": (float(micro.capacity), 1.0),
+            "flops": (train_flops(self.model.spec, segments), 1.0),
             "unreadable": (float(len(read) - sum(read)), float(len(read))),
             "imbalance": (micro.imbalance, 1.0),
         }
@@ -100,8 +103,8 @@ class DiffusionTask:
 
     def _losses(
         self, model: Transformer, items: Sequence[Item], step: int
-    ) -> tuple[Tensor, float, Tensor, int]:
-        """Sum of the weighted losses, sum of the weights, the loss (S,) of each, and tokens in all."""
+    ) -> tuple[Tensor, float, Tensor, Sequence[Segment]]:
+        """Sum of the weighted losses, sum of the weights, the loss (S,) of each, and the segments."""
         spec, patch_embed = model.spec, model.patch_embed.weight
         samples, targets = [], []
         for item in items:
@@ -124,7 +127,7 @@ class DiffusionTask:
         total, losses_S = v_loss(predictions, targets, weights, per=self.objective.per, normaliser=1.0)
         sizes = [target.numel() if self.objective.per == "number" else 1 for target in targets]
         weight = sum(w * size for w, size in zip(weights, sizes, strict=True))
-        return total, weight, losses_S, sum(segment.length for segment in pack.segments)
+        return total, weight, losses_S, pack.segments
 
     def _noised(self, clean: Tensor, noise: Tensor, timestep: int | None) -> Tensor:
         if timestep is None:
@@ -183,7 +186,7 @@ def _front(item: Item, frames: int) -> int:
     return item.known + frames - item.latents_CTHW.shape[1] if item.known else 0
 
 
-def _matrix_blocks(name: str, parameter: Tensor) -> int:
+def matrix_blocks(name: str, parameter: Tensor) -> int:
     if parameter.ndim != 2 or not name.startswith("blocks") or "modulation" in name:
         return 0
     return 3 if "qkv" in name else 1
