@@ -1,9 +1,10 @@
-"""Training steps of mini on a real mix of lengths, packed, in buckets and padded, as 8 ranks would share them.
+"""Training steps of mini on a real mix of lengths, packed, in buckets and padded, as 8 ranks would share
+them.
 
-The mix: 30 % images, else clips of 17 to 81 frames; seven aspect ratios, three areas. All loaders get the same
-samples and may hold as many tokens at a time. Ranks wait for the slowest at the end of a step, so its work is
-run rank by rank, and the longest of their times is the step's: useful tokens, text included and padding not,
-are told for one rank per second of it. The optimizer is left out: it is the same for all.
+The mix: 30 % images, else clips of 17 to 81 frames; seven aspect ratios, three areas. All loaders get the
+same samples and may hold as many tokens at a time. Ranks wait for the slowest at the end of a step, so its
+work is run rank by rank, and the longest of their times is the step's: useful tokens, text included and
+padding not, are told for one rank per second of it. The optimizer is left out: it is the same for all.
 """
 
 from __future__ import annotations
@@ -56,7 +57,10 @@ def packed(grids: Sequence[Grid], lengths: Sequence[int], capacity: int, cost: C
     plan = Plan(lengths, [1.0] * len(lengths), capacity, RANKS * ROWS, seed=0)
     for rows in plan.epoch(0):
         dealt = deal(rows, [cost(row, lengths) for row in rows], RANKS)
-        yield [[[(grids[i], lengths[i]) for i in sorted(row, key=lambda i: grids[i])] for row in mine] for mine in dealt]
+        yield [
+            [[(grids[i], lengths[i]) for i in sorted(row, key=lambda i: grids[i])] for row in mine]
+            for mine in dealt
+        ]
 
 
 def _shared(batches: list[Micro]) -> Iterator[Step]:
@@ -67,7 +71,9 @@ def _shared(batches: list[Micro]) -> Iterator[Step]:
         yield [batches[first + rank : first + size : RANKS] for rank in range(RANKS)]
 
 
-def bucketed(grids: Sequence[Grid], lengths: Sequence[int], capacity: int, most: int | None) -> Iterator[Step]:
+def bucketed(
+    grids: Sequence[Grid], lengths: Sequence[int], capacity: int, most: int | None
+) -> Iterator[Step]:
     """Batches of one exact shape, as many samples as fit or `most`; an epoch's remainders are batches too."""
     buckets: dict[Grid, list[int]] = {}
     for index, grid in enumerate(grids):
@@ -76,7 +82,8 @@ def bucketed(grids: Sequence[Grid], lengths: Sequence[int], capacity: int, most:
     for grid, indices in buckets.items():
         size = min(most or len(indices), capacity // lengths[indices[0]])
         batches += [
-            [(grid, lengths[i]) for i in indices[first : first + size]] for first in range(0, len(indices), size)
+            [(grid, lengths[i]) for i in indices[first : first + size]]
+            for first in range(0, len(indices), size)
         ]
     yield from _shared(batches)
 
@@ -91,7 +98,9 @@ def padded(grids: Sequence[Grid], lengths: Sequence[int], capacity: int) -> Iter
     yield from _shared(batches)
 
 
-def plan_numbers(grids: Sequence[Grid], lengths: Sequence[int], capacity: int, cost: Cost) -> dict[str, float]:
+def plan_numbers(
+    grids: Sequence[Grid], lengths: Sequence[int], capacity: int, cost: Cost
+) -> dict[str, float]:
     """Fill of an epoch's rows and mean cost imbalance of its whole steps."""
     steps = Plan(lengths, [1.0] * len(lengths), capacity, RANKS * ROWS, seed=0).epoch(0)
     rows = [row for step in steps for row in step]

@@ -25,3 +25,19 @@ def test_mistakes_are_one_line_and_write_nothing(run, tmp_path, arguments, word)
     assert done.err.startswith("cogvideox: ")
     assert word in done.err
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize(
+    ("manifest", "shapes", "word"),
+    [
+        ("none.jsonl", "9", "No such file"),
+        ("none.jsonl", "9,17x", "not '17x'"),
+        ("none.csv", "9", "a manifest is a .parquet or .jsonl file"),
+    ],
+)
+def test_mistakes_in_encoding_are_one_line_and_write_nothing(run, tmp_path, manifest, shapes, word):
+    done = run("train", "encode", manifest, "--model", "mini", "--output", "out", "--shapes", shapes)
+    assert (done.status, done.out) == (2, "")
+    assert len(done.err.splitlines()) == 1
+    assert word in done.err
+    assert not list(tmp_path.iterdir())

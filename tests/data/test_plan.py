@@ -9,7 +9,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cogvideox.core.errors import InputError
-from cogvideox.data.plan import Cost, Packer, Plan, Position, deal, epoch_order, fill, imbalance, pack, stream_rows
+from cogvideox.data.plan import (
+    Cost,
+    Packer,
+    Plan,
+    Position,
+    deal,
+    epoch_order,
+    fill,
+    imbalance,
+    pack,
+    stream_rows,
+)
 
 RATIOS = (1, 4 / 3, 3 / 4, 16 / 9, 9 / 16, 3 / 2, 2 / 3)
 

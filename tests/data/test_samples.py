@@ -226,7 +226,7 @@ def test_thresholds_and_the_best():
 
 
 def test_choices_that_find_nothing_are_refused():
-    with pytest.raises(InputError, match="label 'ood' .did you mean 'odd'"):
+    with pytest.raises(InputError, match=r"label 'ood' .did you mean 'odd'"):
         repeats(some_samples(), [Choice(label="ood")])
     with pytest.raises(InputError, match="not there"):
         repeats(some_samples(), [Choice(side=(64, 128))])

@@ -57,7 +57,9 @@ class Spy:
 def test_training_and_sampling_show_the_transformer_the_same(like):
     model = tiny_model(like)
     task, spy, spec = make_task(model), Spy(model.transformer), model.spec
-    images = [rng.normal((4, 4, 6), 2, "image", n) for n in range(2)] if spec.image_conditioned else [None] * 2
+    images = (
+        [rng.normal((4, 4, 6), 2, "image", n) for n in range(2)] if spec.image_conditioned else [None] * 2
+    )
     batch = [item(n, timestep=300 + n, condition_CHW=images[n]) for n in range(2)]
     task.loss("model", row(*batch), step=7)
     trained = spy.packs.pop()
@@ -167,9 +169,11 @@ def test_it_learns_a_clip_by_heart():
     losses = []
     for step in range(150):
         timesteps = rng.generator(step).integers(1000, size=8)
-        loss = task.loss("model", row(*(item(timestep=int(t), place=j) for j, t in enumerate(timesteps))), step)
+        loss = task.loss(
+            "model", row(*(item(timestep=int(t), place=j) for j, t in enumerate(timesteps))), step
+        )
         loss.total.backward()
-        optimizer.step(1.0, step, loss.weight)
+        optimizer.update(1.0, step, optimizer.collect(loss.weight))
         losses.append(loss.total.item() / loss.weight)
     assert sum(losses[-10:]) < 0.5 * sum(losses[:10])
 
@@ -268,7 +272,9 @@ def test_more_than_one_in_a_hundred_unreadable_ends_the_run():
     task = make_task(model, shelf.Shelf(shelf.mixed(count)))
     for n in (1, 2, 2, 2, 1):
         task.loss("model", row(item(n, unreadable=f"{n} is damaged")), step=n)
-    with pytest.raises(InputError, match="3 of 200 samples cannot be read, more than 1%; the first, clip/1: 1 is"):
+    with pytest.raises(
+        InputError, match="3 of 200 samples cannot be read, more than 1%; the first, clip/1: 1 is"
+    ):
         task.loss("model", row(item(3, unreadable="3 is damaged")), step=9)
 
 
@@ -284,7 +290,9 @@ def step_losses(timesteps, steps=24):
         for step in range(steps):
             ts = task.batches()._timesteps(step, 16, range(16))
             items = [item(0, frames=1, timestep=ts[place], place=place) for place in range(16)]
-            loss = task.loss("model", row(*(replace(i, latents_CTHW=3 * i.latents_CTHW) for i in items)), step)
+            loss = task.loss(
+                "model", row(*(replace(i, latents_CTHW=3 * i.latents_CTHW) for i in items)), step
+            )
             found.append(loss.total.item() / loss.weight)
     return np.array(found)
 
@@ -316,7 +324,9 @@ def test_validation_is_the_loss_at_fixed_timesteps(tmp_path):
     (items,) = [task.batches().fixed(500)]
     singles = [task.loss("model", row(one), step=-1).total.item() for one in items]
     assert first["val_500"] == pytest.approx(np.mean(singles), abs=1e-4)
-    assert first["val"] == pytest.approx(np.mean([first[f"val_{t}"] for t in (100, 300, 500, 700, 900)]), abs=1e-4)
+    assert first["val"] == pytest.approx(
+        np.mean([first[f"val_{t}"] for t in (100, 300, 500, 700, 900)]), abs=1e-4
+    )
     zeros = {"model": {name: torch.zeros_like(w) for name, w in model.transformer.state_dict().items()}}
     assert task.evaluate(zeros, tmp_path, 30)["val"] != first["val"]
     assert not any(torch.equal(p, torch.zeros_like(p)) for p in list(model.transformer.parameters())[:1])

@@ -77,16 +77,8 @@ def test_a_resume_at_any_step_gives_the_same_step():
 
 def test_workers_give_the_same():
     batches = loader(stages=[DiffusionStage(steps=6, capacity=CAPACITY, rows=2)])
-    plain = [facts(batches, step) for step in range(6)]
-
-    class Facts(torch.utils.data.Dataset):
-        def __len__(self):
-            return 6
-
-        def __getitem__(self, step):
-            return facts(batches, step)
-
-    assert list(DataLoader(Facts(), batch_size=None, num_workers=2)) == plain
+    shared = dict(enumerate(DataLoader(batches, batch_size=None, num_workers=2)))
+    assert [facts(shared, step) for step in range(6)] == [facts(batches, step) for step in range(6)]
 
 
 def test_samples_are_drawn_afresh_whenever_they_come():
@@ -133,7 +125,9 @@ def test_per_rank_mode_keeps_each_rank_in_its_interval():
 def test_stages_follow_each_other_with_their_own_mixtures():
     stages = [
         DiffusionStage(steps=3, capacity=40, rows=2, data=(Choice(label="image"),)),
-        DiffusionStage(steps=2, capacity=CAPACITY, rows=1, data=(Choice(label="clip"),), positions="extrapolate"),
+        DiffusionStage(
+            steps=2, capacity=CAPACITY, rows=1, data=(Choice(label="clip"),), positions="extrapolate"
+        ),
     ]
     batches = loader(stages=stages)
     assert len(batches) == 5
@@ -170,7 +164,9 @@ def test_what_cannot_be_read_is_a_segment_of_the_same_tokens_without_weight(like
     for step in range(len(good._epoch(0, 0))):
         for row, other in zip(good[step], bad[step], strict=True):
             pairs = zip(
-                sorted(row.items, key=lambda i: i.place), sorted(other.items, key=lambda i: i.place), strict=True
+                sorted(row.items, key=lambda i: i.place),
+                sorted(other.items, key=lambda i: i.place),
+                strict=True,
             )
             for item, there in pairs:
                 assert (item.name, item.timestep, item.place) == (there.name, there.timestep, there.place)
@@ -205,11 +201,17 @@ def test_given_frames_are_the_first_one_or_a_prefix_without_the_single_frame():
 def test_images_of_the_condition_are_any_of_the_draws_or_dropped():
     store = Shelf([sample("clip")], conditions=3)
     objective = Objective(drop_image=0.25)
-    batches = loader(store, like="5b-i2v", stages=[DiffusionStage(steps=200, capacity=50)], objective=objective)
+    batches = loader(
+        store, like="5b-i2v", stages=[DiffusionStage(steps=200, capacity=50)], objective=objective
+    )
     found, draws = Counter(), store.read(0, 0).conditions
     for step in range(200):
         item = batches[step][0].items[0]
-        same = [n for n in range(3) if item.condition_CHW is not None and torch.equal(item.condition_CHW, draws[n])]
+        same = [
+            n
+            for n in range(3)
+            if item.condition_CHW is not None and torch.equal(item.condition_CHW, draws[n])
+        ]
         found[same[0] if same else None] += 1
     assert found[None] == pytest.approx(50, abs=25)
     assert all(found[n] == pytest.approx(50, abs=25) for n in range(3))
@@ -224,7 +226,9 @@ def test_captions_are_chosen_by_the_weights_of_their_kinds():
     assert found["a"] == pytest.approx(192, abs=50)
     assert found["c"] == pytest.approx(96, abs=35)
     assert found["d"] == 0
-    none = loader(store, stages=[DiffusionStage(steps=99, capacity=50)], objective=Objective(captions={"x": 1.0}))
+    none = loader(
+        store, stages=[DiffusionStage(steps=99, capacity=50)], objective=Objective(captions={"x": 1.0})
+    )
     assert {row.items[0].caption for step in range(99) for row in none[step]} >= {"a", "b", "c", "d"}
 
 
@@ -235,13 +239,11 @@ def test_imbalance_is_that_of_the_rows_dealt():
         for mine in batches:
             rows = [[length(i, mine.spec.transformer) for i in row.items] for row in mine[step]]
             loads.append(sum(mine.cost(range(len(row)), row) for row in rows))
-        told = {row.imbalance for mine in batches for row in mine[step]}
-        assert told == {pytest.approx(max(loads) * 3 / sum(loads) - 1)}
+        (told,) = {row.imbalance for mine in batches for row in mine[step]}
+        assert told == pytest.approx(max(loads) * 3 / sum(loads) - 1)
 
 
 def test_a_rank_may_have_no_row():
     stages = [DiffusionStage(steps=2, capacity=CAPACITY, rows=1)]
     counts = [len(loader(stages=stages, rank=r, ranks=2)[0]) for r in range(2)]
     assert sorted(counts) == [0, 1]
-
-

@@ -44,11 +44,11 @@ for command in (
     doctor.doctor,
     convert.convert,
     calibrate.calibrate,
-    train.train,
     bench.bench,
 ):
     app.command()(command)
 app.add_typer(data.app, name="data")
+app.add_typer(train.app, name="train")
 
 
 def main() -> None:

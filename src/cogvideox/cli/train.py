@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
+
+from cogvideox.cli.encode import encode
 
 if TYPE_CHECKING:
     from cogvideox.training.recipe import AnyRecipe
@@ -13,7 +16,9 @@ if TYPE_CHECKING:
 
 def train(
     recipe: Annotated[Path, typer.Argument(help="YAML file, such as recipes/mini/vae.yaml")],
-    output: Annotated[Path | None, typer.Option(help="folder of the run; a checkpoint in it is resumed")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="folder of the run; a checkpoint in it is resumed")
+    ] = None,
     changes: Annotated[
         list[str] | None, typer.Option("--set", help="KEY=VALUE, such as optimizer.lr=1e-4; may be repeated.")
     ] = None,
@@ -70,3 +75,19 @@ def _dry_run(recipe: AnyRecipe, workers: int) -> None:
     console.print(
         f"one step of stage {done.stage}: {done.seconds:.3g} s; with one validation, {gib(done.peak)} at most"
     )
+
+
+class _RunsRecipes(TyperGroup):
+    """`train RECIPE` is short for `train run RECIPE`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0] not in (*self.commands, "--help"):
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(
+    cls=_RunsRecipes, help="Train what a recipe says, or prepare data for it.", no_args_is_help=True
+)
+app.command("run")(train)
+app.command("encode")(encode)

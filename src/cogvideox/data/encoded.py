@@ -77,9 +77,8 @@ class Source:
         """Make the folder that of this source. InputError when it is another's."""
         folder.mkdir(parents=True, exist_ok=True)
         if not same_source(folder / "source.json", json.dumps(asdict(self))):
-            raise InputError(
-                f"{folder} holds samples of another {self._changed(folder)}; remove it or choose another folder"
-            )
+            what = self._changed(folder)
+            raise InputError(f"{folder} holds samples of another {what}; remove it or choose another folder")
 
     def _changed(self, folder: Path) -> str:
         words = {"vae": "VAE", "text": "text encoder", "plan": "shape plan"}

@@ -132,8 +132,9 @@ def read_video(
 ) -> Clip:
     """A clip from a video file, an animated GIF or WebP, a picture, or a folder of PNG frames.
 
-    It begins with the first frame that is `start` seconds after the file's first, or later. `fps` picks the frames that are seen at times 0, 1/fps, 2/fps, ...; `limit` stops after so many frames,
-    and no more are decoded; `size` (height, width) passes every frame through `cover_crop`. InputError when
+    It begins with the first frame that is `start` seconds after the file's first, or later. `fps` picks the
+    frames that are seen at times 0, 1/fps, 2/fps, ...; `limit` stops after so many frames, and no more are
+    decoded; `size` (height, width) passes every frame through `cover_crop`. InputError when
     the file is missing or holds no picture.
     """
     path = Path(path)

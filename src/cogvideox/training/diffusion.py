@@ -39,7 +39,7 @@ VALIDATION_ROW = 8
 
 
 class DiffusionTask:
-    """v-prediction of latents. Samples that cannot be read weigh nothing, and too many of them end the run."""
+    """v-prediction of latents. Samples that cannot be read weigh nothing; too many of them end the run."""
 
     def __init__(
         self,
@@ -145,7 +145,7 @@ class DiffusionTask:
             return self.text.encode([item.caption])[0]
 
     def _roots(self, item: Item, patch: tuple[int, int, int]) -> Tensor:
-        """Square roots (T, H, W) of the weights of an item's latents; those that are not given have mean 1."""
+        """Square roots (T, H, W) of the weights of an item's latents, mean 1 where they are not given."""
         if item.subject_THW is None:
             return torch.ones(1)
         subject = pad_front(item.subject_THW[None].float(), patch)[0]

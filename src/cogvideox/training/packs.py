@@ -58,8 +58,8 @@ class Objective:
     """Probability that a clip comes with its first latent frame or frames given, on which no loss is taken.
     """
     continued: float = 0.3
-    """Share of those clips that continue a prefix of random length, as from the middle of a longer clip: their
-    first latent, which holds a single frame, is left out.
+    """Share of those clips that continue a prefix of random length, as from the middle of a longer clip:
+    their first latent, which holds a single frame, is left out.
     """
     prefix_noise: int = 0
     """Given frames are noised to a timestep drawn from 0 to this; 0: they are clean, as generation gives
@@ -212,7 +212,12 @@ class PackedBatches(Dataset[Any]):
         sample, o = self.store.samples[index], self.objective
         draw = rng.generator(self.seed, "sample", step, place)
         caption = _caption(sample, o.captions, draw.random())
-        drop_text, drop_image, know, go_on = draw.random(4) < (o.drop_text, o.drop_image, o.known, o.continued)
+        drop_text, drop_image, know, go_on = draw.random(4) < (
+            o.drop_text,
+            o.drop_image,
+            o.known,
+            o.continued,
+        )
         kind_of = draw.integers(2**31, size=3)  # of the condition, the prefix's length and its noise
         words = "" if drop_text else sample.captions[caption][1]
         try:
