@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import torch
@@ -16,8 +17,9 @@ from cogvideox.checkpoints.hub import MINI
 from cogvideox.core import heap, rng
 from cogvideox.core.shapes import latent_frames
 from cogvideox.models.transformer.blocks import attention
-from cogvideox.training.diffusion import DiffusionBatches, DiffusionTask, Item
+from cogvideox.training.diffusion import DiffusionTask
 from cogvideox.training.loop import Rates
+from cogvideox.training.packs import Item, Objective, PackedBatches, PackedRow
 
 MIX = ((1, 64, 64, 2), (17, 64, 64, 2), (17, 64, 112, 1), (17, 112, 64, 1), (49, 64, 64, 1))
 LARGE = ((1, 128, 128, 8), (17, 128, 128, 4))
@@ -31,7 +33,16 @@ def _items(mix: tuple[tuple[int, int, int, int], ...]) -> list[Item]:
         shape = (16, latent_frames(frames), height // 8, width // 8)
         for index in range(count):
             latents = rng.normal(shape, 0, "item", *shape, index).bfloat16()
-            items.append(Item(latents, f"a red car, number {index}", f"{shape}/{index}", 0, latents[0] > 1))
+            items.append(
+                Item(
+                    name=f"{shape}/{index}",
+                    latents_CTHW=latents,
+                    caption=f"a red car, number {index}",
+                    place=len(items),
+                    timestep=50 * len(items),
+                    subject_THW=latents[0] > 1,
+                )
+            )
     return sorted(items, key=lambda item: item.latents_CTHW.shape)
 
 
@@ -41,27 +52,18 @@ def step(mix: tuple[tuple[int, int, int, int], ...]) -> Build:
     def make(folder: Path, dtype: torch.dtype) -> Side:
         getattr(heap, "keep_freed_memory", int)()  # as the command does, since there is such a thing
         pipe = load(folder, dtype=dtype, device="cpu")
-        model, items = pipe.transformer.requires_grad_(True), _items(mix)
-        nothing = cast(DiffusionBatches, None)  # the batch is given
-        task = DiffusionTask(
-            model,
-            pipe.text_encoder,
-            nothing,
-            pipe.schedule,
-            seed=0,
-            drop_text=0.1,
-            subject_weight=6.0,
-            judge=lambda *_: None,
-        )
+        model, row = pipe.transformer.requires_grad_(True), PackedRow(_items(mix), 3072, 0.0)
+        given = cast(PackedBatches, SimpleNamespace(objective=Objective(subject_weight=6.0), seed=0))
+        task = DiffusionTask(model, pipe.spec, pipe.text_encoder, given, pipe.schedule)
         optimizer = Rates(matrix_lr=0.02, lr=1.5e-3, ema=0.998).optimizer(task.phases[0])
 
         def run() -> None:
             with torch.enable_grad():
-                loss = task.loss("model", items, 0)
+                loss = task.loss("model", row, 0)
                 loss.total.backward()
             optimizer.update(1e-6, 0, optimizer.collect(loss.weight))
 
-        tokens = task.loss("model", items, 0).metrics["tokens"][0]
+        tokens = task.loss("model", row, 0).metrics["tokens"][0]
         return Side(run, (model,), amount=(tokens, "tokens"))
 
     return make

@@ -96,7 +96,7 @@ def write_shard(
     folder: Path, samples: Sequence[Sample], contents: Mapping[str, Content], reasons: Mapping[str, str]
 ) -> None:
     """Write a shard, atomically: by id the content of each of its samples, or why there is none."""
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for sample in samples:
         if sample.id in contents:
             parts = vars(contents[sample.id]).items()

@@ -155,8 +155,7 @@ class DiffusionTask:
     def _count(self, items: Sequence[Item]) -> None:
         """Remember what could not be read; InputError when that is too much."""
         self._lost |= {item.name: item.unreadable for item in items if item.unreadable}
-        known = len(self._batches.lengths)
-        if len(self._lost) > LOST * known:
+        if self._lost and len(self._lost) > LOST * (known := len(self._batches.lengths)):
             name, reason = next(iter(self._lost.items()))
             told = f"{len(self._lost)} of {known} samples cannot be read, more than {LOST:.0%}"
             raise InputError(f"{told}; the first, {name}: {reason}")

@@ -188,8 +188,9 @@ class PackedBatches(Dataset[Any]):
         flat = [index for row in rows for index in row]
         places = iter(range(len(flat)))
         placed = [tuple(next(places) for _ in row) for row in rows]
-        dealt = deal(placed, [self.cost(row, self.lengths) for row in rows], self.ranks)
-        loads = [sum(self.cost([flat[p] for p in row], self.lengths) for row in mine) for mine in dealt]
+        lengths = [self.lengths[index] for index in flat]
+        dealt = deal(placed, [self.cost(row, lengths) for row in placed], self.ranks)
+        loads = [sum(self.cost(row, lengths) for row in mine) for mine in dealt]
         mine, uneven = dealt[self.rank], imbalance(loads)
         timesteps = self._timesteps(step, len(flat), [place for row in mine for place in row])
         found = []
