@@ -225,11 +225,26 @@ def test_thresholds_and_the_best():
     assert 0 not in Choice(least={"flow": -1}).of(samples)
 
 
+def test_a_row_in_several_shapes_comes_in_the_largest_that_fits():
+    rules = [Rule.parse(text) for text in ("33x64", "17x128", "33x256")]
+    samples = select(
+        [row("a"), row("b", height=720, width=480), row("c", frames=1)], rules, PATCH, 16
+    ).samples
+    taken = {
+        largest: [samples[i].id for i in Choice(largest=largest).of(samples)]
+        for largest in ((33, 64, 96), (17, 480, 720), (33, 256, 384), (81, 256, 256))
+    }
+    assert taken[33, 64, 96] == ["a@33x64x96", "b@33x96x64", "c@1x64x96"]
+    assert taken[17, 480, 720] == ["a@17x128x192", "b@17x192x128", "c@1x256x384"]
+    assert taken[33, 256, 384] == ["a@33x256x384", "b@33x384x256", "c@1x256x384"]
+    assert taken[81, 256, 256] == ["a@17x128x192", "b@17x192x128", "c@1x128x192"]  # too many pixels
+
+
 def test_choices_that_find_nothing_are_refused():
     with pytest.raises(InputError, match=r"label 'ood' .did you mean 'odd'"):
         repeats(some_samples(), [Choice(label="ood")])
     with pytest.raises(InputError, match="not there"):
-        repeats(some_samples(), [Choice(side=(64, 128))])
+        repeats(some_samples(), [Choice(frames=(100, 200))])
 
 
 def test_held_out_sources_are_held_out_in_all_their_samples():

@@ -21,8 +21,10 @@ class Choice:
     """That a row has."""
     frames: tuple[int, int] | None = None
     """Fewest and most."""
-    side: tuple[int, int] | None = None
-    """Smallest and largest short side in pixels."""
+    largest: tuple[int, int, int] | None = None
+    """Frames, height and width. No sample has more frames, more pixels or a longer short side; of a row that
+    is there in several shapes, the largest of those is taken.
+    """
     least: Mapping[str, float] = field(default_factory=dict)
     """Score -> its lowest value; a sample without the score has not enough."""
     best: Mapping[str, float] = field(default_factory=dict)
@@ -32,6 +34,9 @@ class Choice:
     def of(self, samples: Sequence[Sample]) -> list[int]:
         """Which they are. InputError when there is none."""
         found = [index for index, sample in enumerate(samples) if self._takes(sample)]
+        if self.largest is not None:
+            rows = {samples[i].row.id: i for i in sorted(found, key=lambda i: samples[i].numbers)}
+            found = sorted(rows.values())
         for score, share in self.best.items():
             scored = [index for index in found if score in samples[index].row.scores]
             scored.sort(key=lambda index: (-samples[index].row.scores[score], index))
@@ -44,11 +49,11 @@ class Choice:
         return found
 
     def _takes(self, sample: Sample) -> bool:
-        side, scores = min(sample.height, sample.width), sample.row.scores
+        scores = sample.row.scores
         return (
             (self.label is None or self.label in sample.row.labels)
             and (self.frames is None or self.frames[0] <= sample.frames <= self.frames[1])
-            and (self.side is None or self.side[0] <= side <= self.side[1])
+            and (self.largest is None or sample.within(self.largest))
             and all(scores.get(name, -math.inf) >= value for name, value in self.least.items())
         )
 

@@ -49,6 +49,17 @@ class Sample:
         """(kind, caption) of all, in a fixed order."""
         return [(kind, text) for kind, texts in self.row.captions.items() for text in texts]
 
+    @property
+    def numbers(self) -> int:
+        """Pixels of all frames."""
+        return self.frames * self.height * self.width
+
+    def within(self, largest: tuple[int, int, int]) -> bool:
+        """Whether it has no more frames, no more pixels and no longer short side than (frames, height, width)."""
+        frames, height, width = largest
+        fits = self.frames <= frames and self.height * self.width <= height * width
+        return fits and min(self.height, self.width) <= min(height, width)
+
     def shape(self, patch: Grid) -> ClipShape:
         """In all units of a model with that patch."""
         return plan_shape(patch, self.frames, self.height, self.width)
