@@ -32,7 +32,8 @@ def sample(one, rule, fps=16.0):
         ("49x256", 16, (49, 256, 384)),
         ("49x256", 8, (25, 256, 384)),  # 25 frames are seen at times 0, 1/8, ..., 3 s
         ("33", 16, (33, 480, 720)),
-        ("17x128x128", 16, (17, 128, 128)),
+        ("17x128x128", 16, (17, 96, 144)),  # 128x192 has too many pixels, 104.5x156.8 sides that do not fit
+        ("17x256x1000", 16, (17, 256, 384)),
         ("81x480", 16, (49, 480, 720)),  # nothing is repeated
         ("1x64", 16, (1, 64, 96)),
     ],
@@ -47,7 +48,7 @@ def test_shapes_are_planned_from_metadata(rule, fps, shape):
     ("one", "rule", "fps", "reason"),
     [
         (row(frames=8), "49x256", 4, "has 2 frames at 4 per second, fewer than 5"),
-        (row(height=240, width=320), "49x256", 16, "is 320x240, smaller than 341x256"),
+        (row(height=240, width=320), "49x256", 16, "is 320x240, too small"),
         (row(rejected="text dominated"), "49", 16, "was rejected: text dominated"),
     ],
 )

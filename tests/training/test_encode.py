@@ -207,10 +207,10 @@ def faulty(tmp_path):
 
 
 def test_faults_are_reported_and_captions_stay_with_their_clips(faulty, models, tmp_path):
-    told, _ = run(faulty, models["5b"], tmp_path / "out", rules=(Rule(9, size=(32, 48)),))
+    told, _ = run(faulty, models["5b"], tmp_path / "out", rules=(Rule(9, 32),))
     assert told == (
         "9 rows in 1 shapes: 2 encoded, 5 unreadable (see unreadable.jsonl), 2 left out "
-        "(1 times: is 48x8, smaller than 48x32; 1 times: was rejected: low quality)"
+        "(1 times: is 48x8, too small; 1 times: was rejected: low quality)"
     )
     lost = [json.loads(line) for line in (tmp_path / "out" / "unreadable.jsonl").read_text().splitlines()]
     assert {line["id"].split("@")[0] for line in lost} == {"short", "corrupt", "zero", "missing", "fast"}

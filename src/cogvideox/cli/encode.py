@@ -13,7 +13,7 @@ def encode(
     model: Annotated[str, typer.Option(help="model whose VAE and text encoder encode: mini, folder, hub id")],
     output: Annotated[Path, typer.Option(help="folder of the shards; what is in it already is kept")],
     shapes: Annotated[
-        str, typer.Option(help="FRAMES, FRAMESxSIDE (short side) or FRAMESxHEIGHTxWIDTH, ..., with commas")
+        str, typer.Option(help="FRAMES, FRAMESxSIDE (short side) or FRAMESxHEIGHTxWIDTH (at most), ...")
     ],
     fps: Annotated[float | None, typer.Option(help="frames per second; default: the model's")] = None,
     texts: Annotated[bool, typer.Option(help="store text embeddings; else the trainer makes them")] = True,

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cogvideox.core.errors import InputError
-from cogvideox.core.shapes import ClipShape, plan_shape
+from cogvideox.core.shapes import PIXELS_PER_LATENT, ClipShape, plan_shape
 from cogvideox.data.manifest import Row
 from cogvideox.data.storybook.rows import SCHEME, Address, Picture
 from cogvideox.data.video import Frames, probe, read_video
@@ -55,7 +55,7 @@ class Sample:
         return self.frames * self.height * self.width
 
     def within(self, largest: tuple[int, int, int]) -> bool:
-        """Whether it has no more frames, no more pixels and no longer short side than (frames, height, width)."""
+        """Whether its frames, its pixels and its short side are at most those of (frames, height, width)."""
         frames, height, width = largest
         fits = self.frames <= frames and self.height * self.width <= height * width
         return fits and min(self.height, self.width) <= min(height, width)
@@ -67,14 +67,15 @@ class Sample:
 
 @dataclass(frozen=True)
 class Rule:
-    """Which shape a row gets: "49x256" is up to 49 frames, short side 256, the aspect ratio kept;
-    "49x480x720" up to 49 frames of just that height and width; "49" up to 49 frames in the source's size.
+    """Which shape a row gets, its aspect ratio kept: "49" is up to 49 frames in the source's size, "49x256" up
+    to 49 frames of short side 256, "49x480x720" those of short side 480 or of as many pixels as 480x720,
+    whichever is less. Sides are rounded down to what the model takes.
     """
 
     frames: int
     side: int | None = None
-    size: tuple[int, int] | None = None
-    """Height and width."""
+    pixels: int | None = None
+    """Most of a frame."""
 
     @classmethod
     def parse(cls, text: str) -> Rule:
@@ -82,13 +83,12 @@ class Rule:
         if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*){0,2}", text):
             raise InputError(f"a shape is FRAMES, FRAMESxSIDE or FRAMESxHEIGHTxWIDTH, not {text!r}")
         frames, *sides = map(int, text.split("x"))
-        if len(sides) == 2:
-            return cls(frames, size=(sides[0], sides[1]))
-        return cls(frames, side=sides[0] if sides else None)
+        return cls.within(frames, *sides) if len(sides) == 2 else cls(frames, *sides)
 
-    def __str__(self) -> str:
-        sides = self.size or ((self.side,) if self.side else ())
-        return "x".join(map(str, (self.frames, *sides)))
+    @classmethod
+    def within(cls, frames: int, height: int, width: int) -> Rule:
+        """FRAMESxHEIGHTxWIDTH."""
+        return cls(frames, min(height, width), height * width)
 
     def apply(self, row: Row, patch: Grid, fps: float) -> Sample | str:
         """The row's sample, or in words why there is none. Nothing is enlarged, slowed down or repeated."""
@@ -99,19 +99,21 @@ class Rule:
             frames = min(self.frames, seen)
             if frames < FEWEST <= self.frames:
                 return f"has {seen} frames at {fps:g} per second, fewer than {FEWEST}"
-        height, width = self._size(row)
-        drawn = row.source.startswith(SCHEME)  # at any size
-        if not drawn and (height > row.height or width > row.width):
-            return f"is {row.width}x{row.height}, smaller than {width}x{height}"
-        shape = plan_shape(patch, frames, height, width)
-        return Sample(replace(row, truth=None, lineage={}), shape.frames, shape.height, shape.width, fps)
-
-    def _size(self, row: Row) -> tuple[int, int]:
-        if self.size is not None:
-            return self.size
         short = min(row.height, row.width)
         scale = (self.side or short) / short
-        return round(row.height * scale), round(row.width * scale)
+        if self.pixels is not None:
+            scale = min(scale, (self.pixels / (row.height * row.width)) ** 0.5)
+        if scale > 1 and not row.source.startswith(SCHEME):  # Storybook is drawn at any size
+            return f"is {row.width}x{row.height}, too small"
+        height, width = (
+            max(1, int(scale * side + 1e-6) // unit) * unit
+            for side, unit in (
+                (row.height, PIXELS_PER_LATENT * patch[1]),
+                (row.width, PIXELS_PER_LATENT * patch[2]),
+            )
+        )
+        shape = plan_shape(patch, frames, height, width)
+        return Sample(replace(row, truth=None, lineage={}), shape.frames, height, width, fps)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import itertools
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -221,7 +221,7 @@ def encode_manifest(order: Order, say: Callable[[str], object]) -> str:
     text = None
     if order.texts:
         text = load_text(folder / "text_encoder", folder / "tokenizer", spec, precision, device)
-    plan = {"rules": [str(rule) for rule in order.rules], "fps": fps, "seed": order.seed}
+    plan = {"rules": [asdict(rule) for rule in order.rules], "fps": fps, "seed": order.seed}
     source = Source(
         vae=vae_hash(folder / "vae", spec.vae),
         text=text_hash(folder / "text_encoder", spec) if order.texts else None,

@@ -46,9 +46,9 @@ def encode_storybook(
 
 def live(manifest: Path, largest: Sequence[tuple[int, int, int]], encoder: Encoder) -> Store:
     """A manifest's samples, encoded whenever they are needed, in the shapes of the stages: (frames, height,
-    width), of which the shorter side counts. A row comes in each shape that it is large enough for.
+    width). A row comes in each that it is large enough for.
     """
     spec = encoder.spec
-    rules = list(dict.fromkeys(Rule(frames, side=min(height, width)) for frames, height, width in largest))
+    rules = [Rule.within(*shape) for shape in dict.fromkeys(largest)]
     selection = select(read_manifest(manifest), rules, spec.transformer.patch, float(spec.fps))
     return Live(selection.samples, manifest.parent, encoder)
