@@ -1,6 +1,10 @@
 """`cogvideox data`: mistakes in one line. What the commands write is tested with the data itself."""
 
+import numpy as np
 import pytest
+
+from cogvideox.data.manifest import read_manifest
+from cogvideox.data.video import write_video
 
 
 @pytest.mark.parametrize(
@@ -41,3 +45,23 @@ def test_mistakes_in_encoding_are_one_line_and_write_nothing(run, tmp_path, mani
     assert len(done.err.splitlines()) == 1
     assert word in done.err
     assert not list(tmp_path.iterdir())
+
+
+def test_check_tells_all_faults_and_its_status(run, tmp_path):
+    clips = np.random.default_rng(0).integers(0, 255, (3, 9, 32, 32, 3), dtype=np.uint8)
+    for number, clip in enumerate(clips):
+        write_video(tmp_path / f"{number}.mp4", [clip], 8.0)
+    (tmp_path / "1.mp4").write_bytes(b"")
+    (tmp_path / "videos.txt").write_text("0.mp4\n1.mp4\n2.mp4\n3.mp4\n")
+    (tmp_path / "prompts.txt").write_text("a\nb\nc\nd\n")
+    done = run("data", "check", ".", "--shape", "9x32", "--write", "m.jsonl")
+    assert done.status == 1
+    assert done.out.count("cannot be used: ") == 2
+    assert "2 of 9 frames of 32x32 at 8 a second\n2 of 4 can be used" in done.out
+    assert [row.rejected is None for row in read_manifest("m.jsonl")] == [True, False, True, False]
+    (tmp_path / "videos.txt").write_text("0.mp4\n2.mp4\n")
+    (tmp_path / "prompts.txt").write_text("a\nc\n")
+    done = run("data", "check", ".", "--shape", "9x32")
+    assert (done.status, done.out.splitlines()[-1]) == (0, "2 of 2 can be used")
+    assert run("data", "check", "nothing").status == 2
+    assert run("data", "check", ".", "--write", "m.csv").status == 2

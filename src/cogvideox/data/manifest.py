@@ -98,7 +98,7 @@ def write_manifest(path: str | Path, rows: Iterable[Row]) -> int:
         with atomic_path(path) as partial:
             parquet.write_table(arrow.Table.from_pylist(records, schema=_schema(arrow)), partial)
         return len(records)
-    _check_suffix(path)
+    check_suffix(path)
     with atomic_path(path) as partial, partial.open("w", encoding="utf-8") as file:
         for row in rows:
             file.write(json.dumps(asdict(row), ensure_ascii=False) + "\n")
@@ -108,7 +108,7 @@ def write_manifest(path: str | Path, rows: Iterable[Row]) -> int:
 
 def _records(path: Path) -> Iterator[str]:
     """The JSON of each row."""
-    _check_suffix(path)
+    check_suffix(path)
     try:
         if path.suffix == ".parquet":
             arrow, parquet = _pyarrow()
@@ -126,7 +126,7 @@ def _records(path: Path) -> Iterator[str]:
         raise InputError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
 
 
-def _check_suffix(path: Path) -> None:
+def check_suffix(path: Path) -> None:
     if path.suffix not in (".parquet", ".jsonl"):
         raise InputError(f"a manifest is a .parquet or .jsonl file, not {path.name!r}")
 
