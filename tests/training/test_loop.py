@@ -13,8 +13,8 @@ from torch.utils.data import Dataset
 from cogvideox.core import rng
 from cogvideox.core.errors import NonFiniteError
 from cogvideox.training.checkpoint import Checkpoints
-from cogvideox.training.interrupt import Stopped
-from cogvideox.training.loop import Every, Rates, Span, Trainer, lr_scale, train
+from cogvideox.training.interrupt import ASKED, Stopped
+from cogvideox.training.loop import Every, Rates, Span, Trainer, _stream, lr_scale, train
 from cogvideox.training.optim import MasterOptimizer
 from cogvideox.training.task import Loss, Phase
 
@@ -101,6 +101,7 @@ def test_a_run_that_died_goes_on_as_if_nothing_had_happened(tmp_path):
     task = Plane()
     halves = run(task, tmp_path / "halves", every=OFTEN)
     assert same(whole.state_dict(), halves.state_dict())
+    assert same(whole.ema_weights(), halves.ema_weights())
     assert task.judged == [40]
     assert [line["step"] for line in lines(tmp_path / "halves")] == [10, 20, 30, 40]
     assert lines(tmp_path / "halves")[-1]["loss"] == lines(tmp_path / "whole")[-1]["loss"]
@@ -155,6 +156,20 @@ def test_who_is_asked_twice_stops_at_once(tmp_path):
         run(Plane(at=([7], impatient)), tmp_path)
 
 
+class Deaf(Dataset):
+    """Whether the process that prepares data ignores the signals."""
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, step):
+        return [signal.getsignal(number) == signal.SIG_IGN for number in ASKED]
+
+
+def test_who_prepares_data_leaves_signals_to_the_loop():
+    assert next(_stream(Deaf(), 0, 1, workers=1)) == [True, True]
+
+
 def test_the_loss_falls_and_the_log_says_so(tmp_path):
     run(Plane(), tmp_path, steps=300)
     log = lines(tmp_path)
@@ -185,6 +200,15 @@ def test_a_gradient_that_is_not_finite_is_found_where_the_loss_is(tmp_path):
     assert float(record["losses"][0]) > 0
 
 
+def test_a_loss_that_is_not_finite_is_found_where_the_gradient_is(tmp_path):
+    trainer = Trainer(task := Plane(), tmp_path, RATES, steps=40)
+    task.loss = lambda *micro: Loss(Plane.loss(task, *micro).total + float("inf"), 16.0, {})
+    trainer.advance(Lines((16,))[0])
+    record = json.loads((tmp_path / "bad" / "00000001.json").read_text())["phases"]["model"]
+    assert record["losses"] == ["inf"]
+    assert float(record["norm"]) < 1e6
+
+
 def test_ten_bad_steps_in_a_row_stop_the_run(tmp_path):
     with pytest.raises(NonFiniteError, match="step 13"):
         run(Plane(poison=range(3, 20)), tmp_path)
@@ -200,6 +224,12 @@ def test_bad_steps_are_counted_across_a_stop(tmp_path):
 
 
 STAGES = (Span("small", 0), Span("large", 25, rate=0.5), Span("best", 30, rate=0.1, anew=True))
+
+
+def test_a_stage_ends_with_a_validation(tmp_path):
+    run(Plane(), tmp_path, stages=STAGES)
+    judged = [(line["step"], line["stage"]) for line in lines(tmp_path) if "judged" in line]
+    assert judged == [(25, "small"), (30, "large"), (40, "best")]
 
 
 def test_a_stage_begins_with_a_checkpoint_and_an_event(tmp_path):
@@ -288,6 +318,17 @@ def test_a_step_is_skipped_by_all_phases_or_by_none(tmp_path):
     trainer.advance([torch.ones(2, 1)])
     assert not torch.equal(duel.one.weight, before[0])
     assert not torch.equal(duel.other.weight, before[1])
+
+
+def test_no_rate_is_no_update():
+    model = nn.Linear(2, 2)
+    optimizer = MasterOptimizer(model, lambda name, _: int(name == "weight"), matrix_lr=0.1, lr=0.1)
+    before = model.weight.detach().clone(), model.bias.detach().clone()
+    for scale in (0.0, 1.0):
+        model(torch.ones(1, 2)).sum().backward()
+        optimizer.update(scale, 0, optimizer.collect())
+        assert torch.equal(model.weight, before[0]) == (scale == 0)
+        assert torch.equal(model.bias, before[1]) == (scale == 0)
 
 
 def test_adamw_can_update_all_and_lets_matrices_alone_decay():

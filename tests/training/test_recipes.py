@@ -10,16 +10,19 @@ import torch
 import yaml
 
 from cogvideox import load
+from cogvideox.checkpoints.configs import read_record
 from cogvideox.core.errors import InputError
 from cogvideox.training.checkpoint import Checkpoints
+from cogvideox.training.heldout import changing
 from cogvideox.training.recipe import load_recipe
-from cogvideox.training.vae import VAEBatches, VAEStage, changing, motion
+from cogvideox.training.vae import VAEBatches, VAEStage, motion
 
 VAE = {
     "task": "vae",
     "seed": 0,
     "vae": {"channels": [8, 8, 16, 16], "blocks": 1, "groups": 4, "latent_channels": 4, "scale": 1.0},
-    "loss": {"kl_weight": 1e-4, "gradient_weight": 0.5},
+    "loss": {"kl_weight": 1e-4, "perceptual": "gradients"},
+    "adversarial": {"begins": 2, "ramp": 1, "model": {"channels": [8, 8, 8], "groups": 2}},
     "stages": [
         {"steps": 2, "batch": 1, "frames": 1, "crop": 32, "sizes": [32]},
         {"steps": 2, "batch": 1, "frames": 9, "crop": 32, "sizes": [32]},
@@ -94,6 +97,7 @@ def test_from_recipes_to_a_model_that_generates(tmp_path):
     pipe = load(tmp_path / "model" / "model")
     assert pipe("a cat runs in the snow", seed=1).frames.shape == (9, 32, 32, 3)
     assert pipe.vae.spec.scale != 1.0  # measured from the latents
+    assert read_record(tmp_path / "model" / "model") == {"vae": {"perceptual": "gradients"}}
     index = json.loads((tmp_path / "model" / "model" / "model_index.json").read_text())
     assert index["tokenizer"] == ["transformers", "PreTrainedTokenizerFast"]  # a name of transformers 4 too
     # The same command again finds all done: nothing is trained twice.
@@ -134,7 +138,8 @@ def test_pixels_that_change_are_told_from_those_that_do_not():
 def test_crops_are_cut_where_most_moves():
     stage = {"steps": 1, "batch": 1, "frames": 5, "crop": 32, "sizes": (128,)}
     plain, lively = (
-        VAEBatches((VAEStage(**stage, crops=8 // n, candidates=n),), seed=0)[0][0].numpy() for n in (1, 8)
+        VAEBatches((VAEStage(**stage, crops=8 // n, candidates=n),), seed=0)[0][0].video_BTHWC.numpy()
+        for n in (1, 8)
     )
     assert motion(lively[0]) == max(motion(clip) for clip in plain)
 

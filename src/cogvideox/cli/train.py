@@ -45,6 +45,8 @@ def train(
     writers: list[Writer] = [View()]
     if available("tensorboard"):
         writers.append(TensorBoard())
+    else:
+        typer.echo("no events for TensorBoard: pip install 'cogvideox[train]' first", err=True)
     if wandb is not None:
         writers.append(WandB(wandb))
     try:

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from cogvideox.core.device import describe
 from cogvideox.core.errors import InputError
+from cogvideox.data.metrics import feature_distance, psnr, ssim
 from cogvideox.diffusion.samplers import Sampler
 from cogvideox.diffusion.stepplan import StepPlan, guidance_every, guidance_interval
 from cogvideox.diffusion.timesteps import sampling_timesteps
 from cogvideox.evaluation.curves import Curves, Recorder
-from cogvideox.evaluation.metrics import feature_distance, psnr, ssim
 from cogvideox.generation.media import Inputs
 from cogvideox.generation.pipeline import Pipeline
 from cogvideox.generation.quality import Calibration, Price, Way

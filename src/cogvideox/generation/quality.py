@@ -30,7 +30,7 @@ class Price(_Strict):
     """PSNR of the worst clip."""
     ssim: float
     features: float
-    """Distance of gradients at several scales (`evaluation.metrics`), 0 for equal videos."""
+    """Distance of gradients at several scales (`data.metrics`), 0 for equal videos."""
     seconds: float
     """To sample and decode one clip."""
     faster: float

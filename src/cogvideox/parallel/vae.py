@@ -108,14 +108,11 @@ def _in_time(work: Work, chunks: Iterable[Tensor], plan: ChunkPlan, world: World
 class Slab(Carry):
     """Some rows of all frames: neighbours have those above and below."""
 
-    whole = False
+    whole = native = False
 
-    def __init__(
-        self, group: Group, shares: list[float], previous: Cache | None, lead: bool, *, last: bool
-    ) -> None:
-        """`shares`: the part of a frame's rows that each rank has."""
+    def __init__(self, group: Group, previous: Cache | None, lead: bool, *, last: bool) -> None:
         super().__init__(previous, lead, reuse=not torch.is_grad_enabled(), last=last)
-        self.group, self.shares = group, shares
+        self.group = group
 
     def border(self, x: Tensor, above: int = 1, below: int = 1) -> Tensor:
         """Rows of the neighbours, and zeros beyond the frame. Differentiable."""
@@ -136,22 +133,28 @@ class Slab(Carry):
         return torch.cat([upper, x, lower], dim=-2)
 
     def group_norm(self, x_BCTHW: Tensor, norm: nn.GroupNorm) -> Tensor:
-        """Means and variances of the pieces are put together in fp64: no difference of large sums."""
-        x = x_BCTHW.float()
-        variance_BG, mean_BG = torch.var_mean(
-            x.unflatten(1, (norm.num_groups, -1)), (2, 3, 4, 5), correction=0
-        )
-        pieces = self.group.gather(torch.stack([mean_BG, variance_BG])[None], [1] * self.group.size)
-        means_RBG, variances_RBG = pieces.double().unbind(1)
-        shares_R11 = means_RBG.new_tensor(self.shares)[:, None, None]
-        mean_BG = (shares_R11 * means_RBG).sum(0)
-        variance_BG = (shares_R11 * (variances_RBG + (means_RBG - mean_BG).square())).sum(0)
-        deviation_BG = (variance_BG + norm.eps).sqrt()
-        each = x.shape[1] // norm.num_groups
-        scale_BC = norm.weight / deviation_BG.repeat_interleave(each, dim=1)
-        shift_BC = norm.bias - mean_BG.repeat_interleave(each, dim=1) * scale_BC
-        scale, shift = (y.float()[..., None, None, None] for y in (scale_BC, shift_BC))
-        return torch.addcmul(shift, x, scale).to(x_BCTHW.dtype)
+        return pooled_norm(x_BCTHW, norm, self.group)
+
+
+def pooled_norm(x_BCTHW: Tensor, norm: nn.GroupNorm, group: Group) -> Tensor:
+    """`norm` of what lies in pieces on the ranks of `group`. Differentiable.
+
+    Means and variances of the pieces are put together in fp64: no difference of large sums.
+    """
+    x = x_BCTHW.float()
+    variance_BG, mean_BG = torch.var_mean(x.unflatten(1, (norm.num_groups, -1)), (2, 3, 4, 5), correction=0)
+    counts_BG = torch.full_like(mean_BG, x[0, 0].numel())
+    pieces = group.gather(torch.stack([mean_BG, variance_BG, counts_BG])[None], [1] * group.size)
+    means_RBG, variances_RBG, counts_RBG = pieces.double().unbind(1)
+    shares_RBG = counts_RBG / counts_RBG.sum(0)
+    mean_BG = (shares_RBG * means_RBG).sum(0)
+    variance_BG = (shares_RBG * (variances_RBG + (means_RBG - mean_BG).square())).sum(0)
+    deviation_BG = (variance_BG + norm.eps).sqrt()
+    each = x.shape[1] // norm.num_groups
+    scale_BC = norm.weight / deviation_BG.repeat_interleave(each, dim=1)
+    shift_BC = norm.bias - mean_BG.repeat_interleave(each, dim=1) * scale_BC
+    scale, shift = (y.float()[..., None, None, None] for y in (scale_BC, shift_BC))
+    return torch.addcmul(shift, x, scale).to(x_BCTHW.dtype)
 
 
 def _in_space(
@@ -165,13 +168,7 @@ def _in_space(
         assert min(heights) > 0, "fewer rows of latents than processes"
         start, end = (rows * row for row in spans[group.rank])
         own = chunk[..., start:end, :].contiguous(memory_format=torch.channels_last_3d)
-        slab = Slab(
-            group,
-            [height / sum(heights) for height in heights],
-            cache,
-            plan.lead,
-            last=count == len(plan.sizes),
-        )
+        slab = Slab(group, cache, plan.lead, last=count == len(plan.sizes))
         out = work(own, slab)
         cache = slab.cache
         counts = [height * out.shape[3] // heights[group.rank] for height in heights]

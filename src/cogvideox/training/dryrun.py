@@ -16,6 +16,7 @@ from cogvideox.generation.plan import gib
 from cogvideox.parallel.training import Scheme, connect
 from cogvideox.training import budget, vae
 from cogvideox.training.diffusion import matrix_blocks
+from cogvideox.training.interrupt import Stopped
 from cogvideox.training.loop import Every
 from cogvideox.training.metrics import Line, Writer
 from cogvideox.training.recipe import AnyRecipe, DiffusionRecipe, Stage, StorybookData, VAERecipe
@@ -128,7 +129,10 @@ def rehearse(recipe: AnyRecipe, workers: int) -> Rehearsed:
     with tempfile.TemporaryDirectory(prefix="cogvideox-") as own:
         scratch = Path(ranks.lead(lambda: own))
         short = shortest(recipe, scratch / "encoded")
-        run_recipe(short, scratch / "run", workers=workers, writers=[Listener()])
+        try:
+            run_recipe(short, scratch / "run", workers=workers, writers=[Listener()])
+        except Stopped:  # there is nothing to go on with
+            raise KeyboardInterrupt from None
         seconds = ranks.lead(lambda: lines[-1]["seconds_per_step"])  # nothing goes before all have ended
     return Rehearsed(short.spans[0].name, seconds, peak_memory())
 
@@ -138,8 +142,9 @@ def shortest(recipe: AnyRecipe, scratch: Path) -> AnyRecipe:
     plans, every = plan(recipe), Every(log=1, evaluate=1)
     largest = max(range(len(plans)), key=lambda i: plans[i].tokens)
     if isinstance(recipe, VAERecipe):
-        stage = replace(recipe.stages[largest], steps=1)
-        return recipe.model_copy(update={"stages": (stage,), "every": every})
+        stage, judge = replace(recipe.stages[largest], steps=1), recipe.adversarial
+        at_once = judge and replace(judge, begins=-1)  # in the VAE's loss from the first step on
+        return recipe.model_copy(update={"stages": (stage,), "every": every, "adversarial": at_once})
     chosen = recipe.stages[largest].model_copy(update={"steps": 1})
     changes = {"stages": (chosen,), "every": every}
     if recipe.text is not None:

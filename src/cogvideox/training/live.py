@@ -52,12 +52,13 @@ class View(Writer):
     def write(self, line: Line) -> None:
         self.stage = str(line.get("stage", ""))
         if "event" in line:
-            self.console.print(f"stage {self.stage} begins after step {line['step']:,}")
+            self.console.print(f"stage {self.stage} begins after step {line['step']:,}", markup=False)
             return
         values = numbers(line)
         self.shown = self.shown | values
         told = "  ".join(f"{RATES.get(name, name)} {_short(name, value)}" for name, value in values.items())
-        self.console.print(f"step {line['step']:,}/{self.steps:,}  {self._left(line['step'])} left  {told}")
+        step = f"step {line['step']:,}/{self.steps:,}  {self._left(line['step'])} left"
+        self.console.print(f"{step}  {told}", markup=False)
 
     def close(self) -> None:
         if self.live is not None:

@@ -304,7 +304,7 @@ class Trainer:
             writer.write(line)
 
     def _due(self, every: int) -> bool:
-        return self.step % every == 0 or self.step == self.steps
+        return self.step % every == 0 or self.step == self.steps or self.step in self.stages
 
     def run(self, workers: int, interrupt: Interrupt) -> None:
         """Do the steps that are left. Raises Stopped when it was asked to end."""

@@ -30,14 +30,18 @@ from pydantic import (
 from cogvideox.core.errors import InputError, nearest
 from cogvideox.data.mixture import Choice
 from cogvideox.data.storybook.rows import Part
+from cogvideox.models.discriminator import DiscriminatorSpec
 from cogvideox.models.specs import SPECS, ModelSpec, PositionPolicy, TransformerSpec, VAESpec
 from cogvideox.training.loop import Every, Rates, Span
 from cogvideox.training.packs import DiffusionStage, Objective, Share
 from cogvideox.training.text import TextSpec
-from cogvideox.training.vae import VAEStage
+from cogvideox.training.vae import Adversarial, VAELoss, VAEStage
 
 _STRICT = ConfigDict(extra="forbid", frozen=True)
-_PLAIN = (VAESpec, VAEStage, TransformerSpec, ModelSpec, Part, Objective, Rates, Every)
+_PLAIN = (
+    *(VAESpec, VAEStage, VAELoss, Adversarial, DiscriminatorSpec),
+    *(TransformerSpec, ModelSpec, Part, Objective, Rates, Every),
+)
 for _kind in _PLAIN:
     with_config(_STRICT)(_kind)
 
@@ -48,13 +52,6 @@ class Strict(BaseModel):
     model_config = _STRICT
 
 
-class VAELoss(Strict):
-    """Weights of the VAE's loss terms beside L1."""
-
-    kl_weight: float
-    gradient_weight: float
-
-
 class VAERecipe(Strict):
     """Training of a VAE."""
 
@@ -62,8 +59,12 @@ class VAERecipe(Strict):
     seed: int
     vae: VAESpec
     loss: VAELoss
+    adversarial: Adversarial | None = None
+    """The discriminator, which joins after some steps; none without."""
     stages: Annotated[tuple[VAEStage, ...], Field(min_length=1)]
     optimizer: Rates
+    discriminator: Rates = Rates(matrix_lr=None, lr=2e-4)
+    """How the discriminator is updated."""
     every: Every = Every()
 
     @property
@@ -248,7 +249,6 @@ AnyRecipe = VAERecipe | DiffusionRecipe
 _ADAPTER: TypeAdapter[AnyRecipe] = TypeAdapter(Annotated[AnyRecipe, Field(discriminator="task")])
 _KINDS = (
     VAERecipe,
-    VAELoss,
     DiffusionRecipe,
     NewText,
     StorybookData,

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from cogvideox.checkpoints.configs import read_json, read_vae, write_vae
+from cogvideox.checkpoints.configs import OWN_FILE, read_json, read_record, read_vae, write_vae
 from cogvideox.checkpoints.folder import Model, load_model, load_text, read_tokenizer, save_model, write_json
 from cogvideox.checkpoints.hub import resolve
 from cogvideox.checkpoints.keymaps import diffusers_vae, iter_theirs
@@ -40,6 +40,7 @@ from cogvideox.training.live import View
 from cogvideox.training.loop import Rates, train
 from cogvideox.training.metrics import Meter, Writer
 from cogvideox.training.packs import PackedBatches
+from cogvideox.training.perceptual import find_perceptual
 from cogvideox.training.recipe import AnyRecipe, DiffusionRecipe, NewText, StorybookData, VAERecipe
 from cogvideox.training.stores import encode_storybook, live
 from cogvideox.training.text import TextTask, make_tokenizer, new_t5, tokenize
@@ -81,19 +82,31 @@ def run_vae(
     recipe: VAERecipe, folder: Path, workers: int, writers: Sequence[Writer], ranks: Ranks = ALONE
 ) -> Path:
     """Train a VAE and write it with the scale that gives its latents unit variance."""
-    task = VAETask(recipe.vae, recipe.stages, seed=recipe.seed, **recipe.loss.model_dump())
-    optimizer = train(
+    perceptual = find_perceptual(recipe.loss.perceptual)
+    print(f"perceptual loss: {perceptual.name}", flush=True)
+    if not same_source(folder / "perceptual.txt", perceptual.name):
+        raise InputError(
+            f"{folder} was begun with another perceptual loss than {perceptual.name}; take a new --output"
+        )
+    task = VAETask(
+        recipe.vae,
+        recipe.stages,
+        recipe.loss,
+        perceptual,
+        seed=recipe.seed,
+        adversarial=recipe.adversarial,
+    )
+    weights = train(
         task,
         folder,
-        {"model": recipe.optimizer},
+        {"vae": recipe.optimizer, "discriminator": recipe.discriminator},
         steps=sum(stage.steps for stage in recipe.stages),
         stages=recipe.spans,
         every=recipe.every,
         workers=workers,
         writers=writers,
         ranks=ranks,
-    )["model"]
-    weights = optimizer.ema_weights()
+    )["vae"].ema_weights()
     ranks.lead(lambda: _write_vae(task, weights, folder / "vae"))
     return folder / "vae"
 
@@ -106,6 +119,7 @@ def _write_vae(task: VAETask, weights: dict[str, Tensor], folder: Path) -> None:
         tensors = iter_theirs(diffusers_vae(vae.spec), vae.state_dict(), "vae")
         write_weights(tensors, partial, DIFFUSERS_STEM, dtype=torch.bfloat16)
         write_json(partial / "config.json", write_vae(vae.spec, 128, 128))
+        write_json(partial / OWN_FILE, {"record": {"perceptual": task.perceptual.name}})
 
 
 def run_diffusion(
@@ -132,7 +146,7 @@ def run_diffusion(
 
     def write() -> None:
         model = assemble(parts.spec, parts.vae, parts.text, weights)
-        save_model(model, folder / "model", dtype=torch.bfloat16)
+        save_model(replace(model, record={"vae": parts.vae_record}), folder / "model", dtype=torch.bfloat16)
 
     ranks.lead(write)
     return folder / "model"
@@ -149,6 +163,8 @@ class Parts:
         self.home = given if (given / "vae").is_dir() else None
         """The whole model that the VAE belongs to, if it is of one."""
         self.vae_home = given / "vae" if self.home else given
+        self.vae_record = read_record(self.home).get("vae", {}) if self.home else read_record(given)
+        """How the VAE was trained, as far as it says."""
         vae = read_vae(read_json(self.vae_home / "config.json"))
         self.spec = replace(recipe.model, vae=vae)
         self.vae_hash = vae_hash(self.vae_home, vae)

@@ -1,28 +1,41 @@
-"""Training of the VAE on rendered clips: L1 + gradient + KL, images first, then short clips, then longer
-ones.
+"""Training of the VAE on rendered clips (paper section 2.1): L1, a perceptual loss and KL; then a 3D
+discriminator as well.
+
+Stages go from pictures to short clips to long ones; clips may lie on several processes, cut along time.
+
+Shape legend: B clips, C channels, T frames or latents, H W height and width.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from cogvideox.core import rng
+from cogvideox.core.errors import InputError
+from cogvideox.core.shapes import FRAMES_PER_LATENT, latent_frames
 from cogvideox.data.storybook import World
 from cogvideox.data.video import Frames
 from cogvideox.generation.media import to_signed
+from cogvideox.models.discriminator import Discriminator, DiscriminatorSpec
 from cogvideox.models.specs import VAESpec
-from cogvideox.models.vae.autoencoder import VAE
+from cogvideox.models.vae.autoencoder import VAE, Posterior
+from cogvideox.parallel.groups import Group
+from cogvideox.parallel.temporal import Clip, Whole, slices
+from cogvideox.training.heldout import HeldOut
+from cogvideox.training.perceptual import Choice, Perceptual
 from cogvideox.training.task import Loss, Phase
+
+FLOOR, CEILING = 1e-4, 1e4
+"""Of the discriminator's gradient norm, added to it, and of the balance: it stays finite."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,14 +51,72 @@ class VAEStage:
     """Side in pixels of the square that is cut from each clip."""
     sizes: tuple[int, ...] = (128,)
     """Sides in pixels at which clips are rendered, one drawn per batch; at least `crop`."""
+    fps: tuple[int, ...] = (8,)
+    """Frames a second, drawn per clip: the paper's first stage has 8 and 16."""
     crops: int = 1
     """Crops that are cut from each clip."""
     candidates: int = 1
     """Places that are drawn for each crop; the one with the most motion is cut, for that is what is hard."""
+    micro: int = 1
+    """Micro-batches that the clips of a step are dealt to: they need less memory, and can go to several
+    processes.
+    """
+
+    def __post_init__(self) -> None:
+        if self.frames % FRAMES_PER_LATENT != 1:
+            raise InputError(f"clips have 4k+1 frames, not {self.frames}")
+        if self.crop % 8 or not 16 <= self.crop <= min(self.sizes):
+            raise InputError(f"crop {self.crop} is not a multiple of 8 from 16 to the smallest of `sizes`")
+        if not 1 <= self.micro <= self.batch * self.crops:
+            raise InputError(
+                f"micro {self.micro} is not from 1 to the step's {self.batch * self.crops} clips"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class VAELoss:
+    """The loss from the first step on: L1 + perceptual + KL."""
+
+    kl_weight: float
+    """Of the divergence in nats per latent number."""
+    perceptual: Choice = "auto"
+    """What compares pictures; "auto": the best that is on disk."""
+    perceptual_weight: float = 0.5
+    perceptual_frames: int = 4
+    """Frames of each clip that are compared so, drawn for each step; of a shorter clip all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adversarial:
+    """The discriminator and its part of the loss."""
+
+    begins: int
+    """The first step in which the discriminator learns."""
+    ramp: int = 500
+    """Steps from then on in which its part of the VAE's loss grows from nothing to `weight`."""
+    weight: float = 0.5
+    """Of its gradient at the decoder's last layer, in units of that of L1 + perceptual."""
+    model: DiscriminatorSpec = field(default_factory=DiscriminatorSpec)
+
+    def strength(self, step: int) -> float:
+        """The weight at a step."""
+        return self.weight * min(1.0, max(0.0, (step - self.begins) / self.ramp))
+
+
+@dataclass(frozen=True)
+class Micro:
+    """Clips of a step, all of one shape."""
+
+    video_BTHWC: Tensor
+    """uint8."""
+    first: int
+    """Number of the first of them among all clips of the step: what they are called in keys."""
+    names: tuple[str, ...] = ()
+    """What each of them shows, for records."""
 
 
 class VAEBatches(Dataset[Any]):
-    """Step -> one micro-batch of uint8 clips (batch * crops, T, crop, crop, 3); a function of its key."""
+    """Step -> its micro-batches; a function of its key."""
 
     def __init__(self, stages: tuple[VAEStage, ...], seed: int, split: str = "train") -> None:
         self.stages, self.seed, self.split = stages, seed, split
@@ -61,21 +132,27 @@ class VAEBatches(Dataset[Any]):
             step -= stage.steps
         raise IndexError(step)
 
-    def __getitem__(self, step: int) -> list[Tensor]:
+    def __getitem__(self, step: int) -> list[Micro]:
         if self.world is None:
             self.world = World(seed=self.seed, split=self.split)
         stage, draw = self.stage(step), rng.generator(self.seed, "vae-batch", step)
         side = int(draw.choice(stage.sizes))
-        clips = []
+        clips, names = [], []
         for index in draw.integers(2**31, size=stage.batch):
+            fps = int(draw.choice(stage.fps)) if len(stage.fps) > 1 else stage.fps[0]
             # Long enough for the latest start, so that the action never ends before the clip.
-            clip = self.world.clip(int(index), duration=1.0 + stage.frames / 8)
+            clip = self.world.clip(int(index), duration=1.0 + stage.frames / fps)
             start = float(draw.uniform(0.0, 1.0))
-            video = clip.render(frames=stage.frames, fps=8, height=side, width=side, start=start)
+            video = clip.render(frames=stage.frames, fps=fps, height=side, width=side, start=start)
             for places in draw.integers(side - stage.crop + 1, size=(stage.crops, stage.candidates, 2)):
                 cut = [video[:, y : y + stage.crop, x : x + stage.crop] for y, x in places]
-                clips.append(max(cut, key=motion))
-        return [torch.from_numpy(np.stack(clips))]
+                clips.append(torch.from_numpy(max(cut, key=motion)))
+                names.append(f"clip {index} at {start:.3f} s")
+        parts, first = [], 0
+        for part in torch.stack(clips).tensor_split(stage.micro):
+            parts.append(Micro(part, first, tuple(names[first : first + len(part)])))
+            first += len(part)
+        return parts
 
 
 def motion(video_THWC: Frames) -> float:
@@ -83,133 +160,172 @@ def motion(video_THWC: Frames) -> float:
     return float(np.abs(np.diff(video_THWC.astype(np.int16), axis=0)).mean()) if len(video_THWC) > 1 else 0.0
 
 
-def to_model(video_BTHWC: Tensor) -> Tensor:
-    """uint8 (B, T, H, W, 3) -> bf16 (B, 3, T, H, W) in [-1, 1], as generation encodes its inputs."""
-    return torch.cat([to_signed(clip.numpy()) for clip in video_BTHWC]).bfloat16()
+def signed(video_BTHWC: Tensor) -> Tensor:
+    """uint8 (B, T, H, W, 3) -> fp32 (B, 3, T, H, W) in [-1, 1], as generation encodes its inputs."""
+    return torch.cat([to_signed(clip.numpy()) for clip in video_BTHWC])
 
 
-def changing(video_BCTHW: Tensor) -> Tensor:
-    """Pixels (B, T, H, W) of which a colour differs by over 5 % of its range from a neighbouring frame's."""
-    change = video_BCTHW.float().diff(dim=2).abs().amax(dim=1) > 0.1
-    edge = torch.zeros_like(change[:, :1])
-    return torch.cat([change, edge], dim=1) | torch.cat([edge, change], dim=1)
+def balanced(
+    fidelity: Tensor,
+    against: Tensor,
+    made: Tensor,
+    last: Tensor,
+    strength: float,
+    total: Callable[[Tensor], Tensor],
+) -> tuple[Tensor, float]:
+    """`fidelity` + strength * balance * `against`, differentiable, and the balance: the ratio of the norms of
+    their gradients at the weights `last` (Esser et al. 2021), in fp32 and at most `CEILING`.
 
-
-def psnr(error: Tensor) -> Tensor:
-    """dB of mean squared errors of values in [0, 1]."""
-    return -10 * error.clamp(min=1e-10).log10()
-
-
-def gradient_l1(error: Tensor) -> Tensor:
-    """Mean absolute spatial difference of the error: punishes blur, which plain L1 forgives."""
-    return error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
+    Both losses are differentiated once, down to `made`, the clip that they judge: the way from there on is
+    common. `total` sums gradients over the processes that work on the clip.
+    """
+    pulls = [torch.autograd.grad(loss, made)[0] for loss in (fidelity, against)]
+    norms = [
+        total(torch.autograd.grad(made, last, pull, retain_graph=True)[0].float()).norm() for pull in pulls
+    ]
+    balance = (norms[0] / (norms[1] + FLOOR)).clamp(max=CEILING)
+    pull = pulls[0].float() + strength * balance * pulls[1].float()
+    value = (fidelity + strength * balance * against).detach()
+    through = (made.float() * pull).sum()
+    return value + (through - through.detach()), float(balance)
 
 
 class VAETask:
-    """L1 + `gradient_weight` * gradient L1 + `kl_weight` * KL (nats per latent number)."""
+    """Phases `vae` and, where asked for, `discriminator`, which judges what the other makes."""
 
     def __init__(
         self,
         spec: VAESpec,
         stages: tuple[VAEStage, ...],
+        loss: VAELoss,
+        perceptual: Perceptual,
         *,
         seed: int,
-        kl_weight: float,
-        gradient_weight: float,
+        adversarial: Adversarial | None = None,
+        dtype: torch.dtype = torch.bfloat16,
+        time: Group | None = None,
     ) -> None:
-        torch.manual_seed(
-            seed
-        )  # only initial weights are drawn from the global generator, here and at no other time
-        self.model = VAE(spec)
-        for name, parameter in self.model.named_parameters():
+        """`time`: the processes that share every clip along time."""
+        # Only initial weights are drawn from the global generator, here and at no other time.
+        torch.manual_seed(seed)
+        self.vae = VAE(spec)
+        for name, parameter in self.vae.named_parameters():
             if "conv2.weight" in name:
-                torch.nn.init.zeros_(parameter)  # every residual block starts as the identity
-        self.model.to(torch.bfloat16)
-        for module in self.model.modules():
-            if isinstance(module, torch.nn.Conv3d):
-                module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last_3d)
-            elif isinstance(module, torch.nn.Conv2d):
-                module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
-        self.spec, self.stages, self.seed = spec, stages, seed
-        self.kl_weight, self.gradient_weight = kl_weight, gradient_weight
-        self._held_out: list[Tensor] = []
+                nn.init.zeros_(parameter)  # every residual block starts as the identity
+        _prepare(self.vae, dtype)
+        self.discriminator: Discriminator | None = None
+        if adversarial is not None:
+            self.discriminator = Discriminator(adversarial.model)
+            _prepare(self.discriminator, dtype)
+            self.discriminator.logits.float()
+        self.spec, self.stages, self.seed, self.time = spec, stages, seed, time
+        self.weights, self.perceptual, self.adversarial = loss, perceptual, adversarial
+        self.held_out = HeldOut(seed)
 
     def batches(self) -> VAEBatches:
         return VAEBatches(self.stages, self.seed)
 
     @property
     def phases(self) -> tuple[Phase, ...]:
-        return (Phase("model", self.model, matrix_blocks=matrix_blocks),)
+        vae = Phase("vae", self.vae, matrix_blocks=matrix_blocks)
+        if self.discriminator is None or self.adversarial is None:
+            return (vae,)
+        return vae, Phase("discriminator", self.discriminator, begins=self.adversarial.begins)
 
-    def loss(self, phase: str, micro: Tensor, step: int) -> Loss:
-        video, clips = to_model(micro), float(len(micro))
-        posterior = self.model.posterior(video)
-        noise = rng.normal(posterior.mean.shape, self.seed, "posterior", step).to(posterior.mean)
-        reconstruction = self.model.decode(posterior.sample(noise) * self.spec.scale)
-        error = (reconstruction - video).float()
-        l1, gradient = error.abs().mean(), gradient_l1(error)
-        kl = posterior.kl()
-        loss = l1 + self.gradient_weight * gradient + self.kl_weight * kl
-        psnr = -10 * math.log10(max(1e-9, error.detach().square().mean().item() / 4))
-        spread = posterior.mean.detach().float().std().item()
-        means = {"l1": l1.item(), "kl": kl.item(), "psnr": psnr, "std": spread}
-        return Loss(loss * clips, clips, {name: (mean * clips, clips) for name, mean in means.items()})
+    def ids(self, micro: Micro) -> list[str]:
+        return list(micro.names)
 
-    def held_out(self, count: int = 16, frames: int = 17, side: int = 128) -> list[Tensor]:
-        """Fixed clips of the held-out split, uint8 (1, T, H, W, 3)."""
-        if not self._held_out:
-            world = World(seed=self.seed, split="heldout")
-            for index in range(count):
-                video = world.clip(index, duration=frames / 8).render(
-                    frames=frames, fps=8, height=side, width=side
-                )
-                self._held_out.append(torch.from_numpy(video[None]))
-        return self._held_out
+    def loss(self, phase: str, micro: Micro, step: int) -> Loss:
+        frames = micro.video_BTHWC.shape[1]
+        clip = Whole() if self.time is None else slices(self.time, frames)
+        video = signed(clip.cut(micro.video_BTHWC, axis=1)).to(self.vae.decoder.conv_in.weight)
+        if phase == "vae":
+            return self._vae_loss(clip, video, micro, step)
+        with torch.no_grad():
+            made = self._made(clip, video, micro, step)[1]
+        assert self.discriminator is not None
+        real, fake = self.discriminator(torch.cat([video, made]), clip.carry()).chunk(2)
+        here = clip.share(real.shape[2])
+        hinge = 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
+        return _loss(hinge * here, len(video), here, {"real": real.mean(), "fake": fake.mean()})
+
+    def _made(self, clip: Clip, video: Tensor, micro: Micro, step: int) -> tuple[Posterior, Tensor]:
+        """The posterior of what is here of clips, and what the decoder makes of a sample of it."""
+        posterior = clip.posterior(self.vae, video)
+        batch, frames = micro.video_BTHWC.shape[:2]
+        shape = (posterior.mean.shape[1], latent_frames(frames), *posterior.mean.shape[3:])
+        noise = torch.stack(
+            [rng.normal(shape, self.seed, "posterior", step, micro.first + index) for index in range(batch)]
+        )
+        latents = posterior.sample(clip.cut(noise).to(posterior.mean))
+        return posterior, clip.decode(self.vae, latents * self.spec.scale)
+
+    def _vae_loss(self, clip: Clip, video: Tensor, micro: Micro, step: int) -> Loss:
+        posterior, made = self._made(clip, video, micro, step)
+        here, error = clip.share(video.shape[2]), (made - video).float()
+        l1, looks = error.abs().mean() * here, self._looks(clip, made, video, micro, step)
+        kl = posterior.kl() * clip.share(posterior.mean.shape[2])
+        loss, means = l1 + self.weights.perceptual_weight * looks, {}
+        if self.adversarial is not None and (strength := self.adversarial.strength(step)):
+            assert self.discriminator is not None
+            logits = self.discriminator(made, clip.carry())
+            against = -logits.mean() * clip.share(logits.shape[2])
+            last = self.vae.decoder.conv_out.weight
+            loss, balance = balanced(loss, against, made, last, strength, clip.sum)
+            means = {"adversarial": against / here, "balance": torch.tensor(balance)}
+        means |= {"l1": l1 / here, "perceptual": looks / here, "kl": kl / here}
+        means |= {
+            "psnr": -10 * (error.square().mean() / 4).clamp_min(1e-10).log10(),
+            "std": posterior.mean.float().std(),
+        }
+        found = _loss(loss + self.weights.kl_weight * kl, len(video), here, means)
+        return replace(found, metrics={**found.metrics, "samples": (found.weight, 1.0)})
+
+    def _looks(self, clip: Clip, made: Tensor, video: Tensor, micro: Micro, step: int) -> Tensor:
+        """Perceptual distance of drawn frames: the sum of those that are here over the number of all."""
+        batch, frames = micro.video_BTHWC.shape[:2]
+        count, chosen = min(frames, self.weights.perceptual_frames), []
+        for index in range(batch):
+            draw = rng.generator(self.seed, "perceptual", step, micro.first + index)
+            places = map(clip.own, draw.choice(frames, count, replace=False).tolist())
+            chosen += [(index, place) for place in places if place is not None]
+        if not chosen:
+            return made.sum() * 0
+        pairs = (torch.stack([x[b, :, t] for b, t in chosen]).float() for x in (made, video))
+        return self.perceptual(*pairs).sum() / (batch * count * clip.copies)
 
     @torch.no_grad()
     def latent_std(self, weights: dict[str, Tensor]) -> float:
         """Standard deviation of unscaled latents over the held-out clips."""
         model = self._with(weights)
-        means = [model.posterior(to_model(clip)).mean.float() for clip in self.held_out()]
+        means = [model.posterior(video.to(model.dtype)).mean.float() for video in self.held_out.clips()]
         return torch.cat(means).std().item()
+
+    def evaluate(self, weights: Mapping[str, dict[str, Tensor]], folder: Path, step: int) -> dict[str, float]:
+        """How held-out clips come back, see `HeldOut.report`; leaves a contact sheet."""
+        return self.held_out.report(self._with(weights["vae"]), folder / f"{step:06d}.png")
 
     def _with(self, weights: dict[str, Tensor]) -> VAE:
         model = VAE(self.spec).to(torch.bfloat16)
         model.load_state_dict(weights)
         return model
 
-    @torch.no_grad()
-    def evaluate(self, weights: Mapping[str, dict[str, Tensor]], folder: Path, step: int) -> dict[str, float]:
-        """PSNR in dB on held-out clips at 128x128, mean over frames and clips; leaves a picture.
 
-        `still` and `moving` are the PSNRs of all pixels without and with a change to a neighbouring frame.
-        """
-        model = self._with(weights["model"])
-        scores: list[float] = []
-        still: list[Tensor] = []
-        moving: list[Tensor] = []
-        rows: list[Tensor] = []
-        for clip in self.held_out():
-            video = to_model(clip)
-            decoded = model.decode(model.encode(video)).float().clamp(-1, 1)
-            error = (decoded - video.float()).square().mean(dim=1) / 4
-            scores.append(psnr(error.mean(dim=(0, 2, 3))).mean().item())
-            moves = changing(video)
-            still.append(error[~moves])
-            moving.append(error[moves])
-            if len(rows) < 8:
-                both = torch.cat([video.float(), decoded], dim=3)[0, :, ::5]
-                rows.append(((both + 1) * 127.5).round().byte().permute(2, 1, 3, 0).flatten(1, 2))
-        sheet = torch.cat([torch.cat(rows[i : i + 2], 1) for i in range(0, len(rows), 2)])
-        Image.fromarray(sheet.numpy()).save(folder / f"{step:06d}.png")
-        parts = {
-            name: psnr(torch.cat(errors).mean()).item()
-            for name, errors in (("still", still), ("moving", moving))
-        }
-        return {
-            name: round(value, 3)
-            for name, value in ({"eval_psnr": sum(scores) / len(scores)} | parts).items()
-        }
+def _loss(mean: Tensor, clips: int, here: float, means: Mapping[str, Tensor]) -> Loss:
+    """Of clips of which `here` is the part that is here; `mean` is that part's share of their mean loss."""
+    weight = clips * here
+    metrics = {name: (x.item() * weight, weight) for name, x in means.items()}
+    return Loss(mean * clips, weight, metrics)
+
+
+def _prepare(model: nn.Module, dtype: torch.dtype) -> None:
+    """Precision, and the layout in which convolutions are fast."""
+    model.to(dtype)
+    for module in model.modules():
+        if isinstance(module, nn.Conv3d):
+            module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last_3d)
+        elif isinstance(module, nn.Conv2d):
+            module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
 
 
 def matrix_blocks(name: str, parameter: Tensor) -> int:

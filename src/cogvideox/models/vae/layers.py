@@ -23,11 +23,13 @@ class Carry:
     memory of the old ones, which are then spent: a long clip does not scatter small blocks over the heap.
     The `last` chunk of a clip leaves none: for a picture they would be twice its activations.
 
-    Where frames are cut between processes, a subclass brings what lies beyond the piece that is here.
+    Where clips are cut between processes, a subclass brings what lies beyond the piece that is here.
     """
 
     whole = True
     """Frames are whole: convolutions pad them with zeros."""
+    native = True
+    """Nothing but tails comes from elsewhere: kernels may do the work."""
 
     def __init__(
         self, previous: Cache | None, lead: bool, *, reuse: bool = False, last: bool = False
@@ -172,7 +174,7 @@ def norm_silu_conv(
     residual_BCTHW: Tensor | None = None,
 ) -> Tensor:
     """conv(silu(norm(x))), plus the residual if there is one, whose memory the result may take."""
-    if carry.whole and kernels.suit(x_BCTHW):
+    if carry.native and kernels.suit(x_BCTHW):
         if isinstance(norm, GroupNorm):
             return kernels.norm_silu_conv(x_BCTHW, None, carry, norm, conv, residual_BCTHW)
         assert z_BCTHW is not None
@@ -184,7 +186,7 @@ def norm_silu_conv(
 
 def project(x_BCTHW: Tensor, shortcut: nn.Module, carry: Carry) -> Tensor:
     """shortcut(x), which may take the memory of x."""
-    if isinstance(shortcut, nn.Conv3d) and carry.whole and kernels.suit(x_BCTHW):
+    if isinstance(shortcut, nn.Conv3d) and carry.native and kernels.suit(x_BCTHW):
         if shortcut.out_channels < shortcut.in_channels:
             return kernels.project(x_BCTHW, shortcut)
     residual: Tensor = shortcut(x_BCTHW)
@@ -260,7 +262,7 @@ class Upsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x_BCTHW: Tensor, z_BCTHW: Tensor | None, carry: Carry) -> Tensor:
-        if carry.whole and kernels.suit(x_BCTHW):
+        if carry.native and kernels.suit(x_BCTHW):
             return kernels.upsample_conv(x_BCTHW, self.conv, self.time, carry.lead)
         images = carry.border(F.interpolate(as_images(x_BCTHW), scale_factor=2.0))
         # The convolution sees one frame at a time, so it comes before frames are doubled: half the work.

@@ -12,6 +12,21 @@ def psnr(a_TCHW: Tensor, b_TCHW: Tensor) -> float:
     return float(-10 * (a_TCHW - b_TCHW).square().mean().log10())
 
 
+def frame_psnr(a_TCHW: Tensor, b_TCHW: Tensor) -> float:
+    """The mean of the frames' peak signal to noise ratios in dB, of which none counts for more than 100."""
+    error_T = (a_TCHW - b_TCHW).square().mean(dim=(1, 2, 3))
+    return float(-10 * error_T.clamp_min(1e-10).log10().mean())
+
+
+def flicker(video_TCHW: Tensor) -> float:
+    """Mean absolute difference of neighbouring frames in grey levels of 255; 0 for a picture.
+
+    Blur lowers it, so a reconstruction's means little beside its source's. That of the residual, of one minus
+    the other, is the honest measure of jitter.
+    """
+    return 255 * float(video_TCHW.diff(dim=0).abs().mean()) if len(video_TCHW) > 1 else 0.0
+
+
 def ssim(a_TCHW: Tensor, b_TCHW: Tensor) -> float:
     """Structural similarity (Wang et al. 2004), the mean over frames: Gaussian window of 11 pixels with sigma
     1.5, K = 0.01 and 0.03, population moments, no padding. Needs 11x11 pixels.

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from cogvideox.evaluation.metrics import feature_distance, psnr, ssim
+from cogvideox.data.metrics import feature_distance, psnr, ssim
 
 
 def clip(seed, frames=3, size=(24, 20)):
