@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,13 +14,10 @@ from cogvideox.checkpoints.lora import Lora, apply, save_lora
 from cogvideox.core.errors import InputError
 from cogvideox.generation.generate import Place
 from cogvideox.generation.pipeline import Pipeline
-from cogvideox.generation.plan import measure
-from cogvideox.parallel.training import ALONE, Ranks
 from cogvideox.training.diffusion import DiffusionTask
+from cogvideox.training.folder import Run
 from cogvideox.training.ingredients import CPU, Ingredients
-from cogvideox.training.loop import train
 from cogvideox.training.lora import Adapter
-from cogvideox.training.metrics import Meter, Writer
 from cogvideox.training.packs import PackedBatches
 from cogvideox.training.recipe import LoraRecipe
 from cogvideox.training.sheet import clips
@@ -67,33 +64,19 @@ class LoraTask(DiffusionTask):
         clips(pipe, self.store, chosen, folder, seed=self._batches.seed)
 
 
-def run_lora(
-    recipe: LoraRecipe, folder: Path, workers: int, writers: Sequence[Writer], ranks: Ranks = ALONE
-) -> Path:
-    """Train an adapter and write it with the fingerprint of its base; returns `folder/adapter`.
+def run_lora(recipe: LoraRecipe, run: Run) -> Path:
+    """Train an adapter and write it with the fingerprint of its base; returns `adapter` of the run's folder.
 
     InputError before anything is trained when the model has no such matrices or no clip can be used.
     """
     recipe.lora.modules(recipe.model.transformer)
-    parts = Ingredients(recipe, folder, workers, ranks)
-    ranks.lead(parts.encode)
+    parts = Ingredients(recipe, run)
+    run.ranks.lead(parts.encode)
     if not parts.store.samples:
         raise InputError(f"no clip of {recipe.data} can be used; `cogvideox data check` says why")
     model = replace(load_model(recipe.base, dtype="bf16"), vae=parts.vae, text=parts.text)
     adapter = Adapter(model.transformer, recipe.lora, recipe.seed)
     task = LoraTask(model, adapter, parts, parts.batches())
-    optimizer = train(
-        task,
-        folder,
-        {"lora": recipe.optimizer},
-        steps=sum(stage.steps for stage in recipe.stages),
-        stages=recipe.spans,
-        every=recipe.every,
-        workers=workers,
-        meter=Meter(ranks.size * measure(CPU, torch.bfloat16).matmul),
-        writers=writers,
-        ranks=ranks,
-    )["lora"]
-    weights = optimizer.ema_weights()
-    ranks.lead(lambda: save_lora(task.lora(weights), folder / "adapter"))
-    return folder / "adapter"
+    weights = run.train(recipe, task, {"lora": recipe.optimizer}, parts.meter())["lora"].ema_weights()
+    run.ranks.lead(lambda: save_lora(task.lora(weights), run.folder / "adapter"))
+    return run.folder / "adapter"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import platform
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,9 +18,43 @@ import cogvideox
 from cogvideox.core.device import describe, pick_device
 from cogvideox.core.errors import InputError
 from cogvideox.core.files import write_text
+from cogvideox.parallel.training import ALONE, Ranks
+from cogvideox.training.loop import Rates, train
+from cogvideox.training.metrics import Meter, Writer
+from cogvideox.training.optim import MasterOptimizer
 from cogvideox.training.recipe import AnyRecipe
+from cogvideox.training.task import Task
 
 PACKAGES = ("torch", "numpy", "transformers", "safetensors", "av")
+
+
+@dataclass(frozen=True)
+class Run:
+    """Where a recipe is trained, and by whom."""
+
+    folder: Path
+    workers: int = 1
+    """Processes that prepare data."""
+    writers: Sequence[Writer] = ()
+    """Who is told of its numbers."""
+    ranks: Ranks = ALONE
+
+    def train(
+        self, recipe: AnyRecipe, task: Task, rates: Mapping[str, Rates], meter: Meter | None = None
+    ) -> dict[str, MasterOptimizer]:
+        """All stages of the recipe."""
+        return train(
+            task,
+            self.folder,
+            rates,
+            steps=sum(stage.steps for stage in recipe.stages),
+            stages=recipe.spans,
+            every=recipe.every,
+            workers=self.workers,
+            meter=meter,
+            writers=self.writers,
+            ranks=self.ranks,
+        )
 
 
 def begin(folder: Path, recipe: AnyRecipe, command: Sequence[str]) -> None:

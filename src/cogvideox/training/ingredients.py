@@ -23,14 +23,17 @@ from cogvideox.data.encoded import Encoded, Store
 from cogvideox.data.samples import Sample
 from cogvideox.data.storybook.world import VERSION
 from cogvideox.diffusion.schedule import make_schedule
+from cogvideox.generation.plan import measure
 from cogvideox.models.specs import ModelSpec
 from cogvideox.models.text import EmbeddingCache, TextEncoder, fingerprint
 from cogvideox.models.transformer.model import Transformer
 from cogvideox.models.vae.autoencoder import VAE
-from cogvideox.parallel.training import ALONE, Ranks
+from cogvideox.parallel.training import Ranks
 from cogvideox.training.encode import Encoder, load_vae, text_hash, vae_hash
+from cogvideox.training.folder import Run
 from cogvideox.training.live import View
 from cogvideox.training.loop import Rates, train
+from cogvideox.training.metrics import Meter
 from cogvideox.training.packs import PackedBatches
 from cogvideox.training.recipe import NewText, StorybookData, TransformerRecipe
 from cogvideox.training.stores import encode_rows, encode_storybook, live
@@ -45,8 +48,8 @@ class Ingredients:
     text encoder are read when a validation or the final model first asks for them.
     """
 
-    def __init__(self, recipe: TransformerRecipe, folder: Path, workers: int, ranks: Ranks = ALONE) -> None:
-        self.recipe, self.folder, self.workers, self.ranks = recipe, folder, workers, ranks
+    def __init__(self, recipe: TransformerRecipe, run: Run) -> None:
+        self.recipe, self.run = recipe, run
         given = resolve(recipe.vae)
         self.home = given if (given / "vae").is_dir() else None
         """The whole model that the VAE belongs to, if it is of one."""
@@ -62,8 +65,10 @@ class Ingredients:
         """Refuse to go on in a folder whose VAE, text encoder or world was another."""
         start = self.recipe.start and fingerprint(Weights(resolve(self.recipe.start) / "text_encoder"))
         record = {"vae": self.vae_hash, "world": VERSION, "start": start}
-        if not same_source(self.folder / "source.json", json.dumps(record)):
-            raise InputError(f"{self.folder} was begun with another VAE, world or start; take a new --output")
+        if not same_source(self.run.folder / "source.json", json.dumps(record)):
+            raise InputError(
+                f"{self.run.folder} was begun with another VAE, world or start; take a new --output"
+            )
 
     @cached_property
     def vae(self) -> VAE:
@@ -82,7 +87,9 @@ class Ingredients:
             count = sum(part.clips for part in data.parts)
             told = f"data: {count} clips in {data.encoded}; those that are missing are encoded"
             print(told, file=sys.stderr, flush=True)
-            return encode_storybook(data.parts, data.encoded, encoder, self.vae_hash, workers=self.workers)
+            return encode_storybook(
+                data.parts, data.encoded, encoder, self.vae_hash, workers=self.run.workers
+            )
         if data.encoded is not None:
             home = self._text_home
             text = None if home is None else text_hash(home / "text_encoder", self.spec)
@@ -94,8 +101,8 @@ class Ingredients:
         encoder = Encoder(self.spec, self.vae, None, seed)
         if not data.kept:
             return live(data.manifest, shapes, encoder)
-        home = self.folder / "encoded"
-        return encode_rows(data.manifest, shapes, home, encoder, self.vae_hash, workers=self.workers)
+        home = self.run.folder / "encoded"
+        return encode_rows(data.manifest, shapes, home, encoder, self.vae_hash, workers=self.run.workers)
 
     @property
     def _text_home(self) -> Path | None:
@@ -115,7 +122,7 @@ class Ingredients:
                 "a model needs a text encoder: give the sizes of a new one as `text`, or `start`"
             )
         else:
-            text = _new_text(sizes, self.recipe, self.store.samples, self.folder, self.ranks)
+            text = _new_text(sizes, self.recipe, self.store.samples, self.run.folder, self.run.ranks)
         size = 2 * spec.transformer.text_length * spec.transformer.text_dim
         text.cache = EmbeddingCache(CACHE // size)
         return text
@@ -125,6 +132,10 @@ class Ingredients:
         """None where all embeddings are stored."""
         stored = isinstance(self.store, Encoded) and self.store.has_texts
         return None if stored and self.spec.unconditional == "zeros" else self.text
+
+    def meter(self) -> Meter:
+        """Of runs on as many machines like this one as there are processes."""
+        return Meter(self.run.ranks.size * measure(CPU, torch.bfloat16).matmul)
 
     def batches(self) -> PackedBatches:
         """The rows of this process."""
@@ -136,8 +147,8 @@ class Ingredients:
             recipe.objective,
             seed=recipe.seed,
             held=recipe.data.held,
-            rank=self.ranks.rank,
-            ranks=self.ranks.size,
+            rank=self.run.ranks.rank,
+            ranks=self.run.ranks.size,
         )
 
     def transformer(self) -> Transformer:

@@ -19,17 +19,15 @@ from cogvideox.core.files import atomic_path, same_source
 from cogvideox.diffusion.schedule import make_schedule
 from cogvideox.generation.generate import Place
 from cogvideox.generation.pipeline import Pipeline
-from cogvideox.generation.plan import measure
 from cogvideox.models.transformer.model import Transformer
 from cogvideox.models.vae.autoencoder import VAE
-from cogvideox.parallel.training import ALONE, Ranks, Scheme, connect
+from cogvideox.parallel.training import Scheme, connect
 from cogvideox.training.diffusion import DiffusionTask
 from cogvideox.training.finetune import run_lora
-from cogvideox.training.folder import begin
+from cogvideox.training.folder import Run, begin
 from cogvideox.training.ingredients import CPU, Ingredients, assemble
 from cogvideox.training.judge import JudgeTask, judge_spec, write_judge
-from cogvideox.training.loop import train
-from cogvideox.training.metrics import Meter, Writer
+from cogvideox.training.metrics import Writer
 from cogvideox.training.perceptual import find_perceptual
 from cogvideox.training.recipe import (
     AnyRecipe,
@@ -53,15 +51,15 @@ def run_recipe(recipe: AnyRecipe, folder: Path, *, workers: int = 1, writers: Se
     A VAE ends up in `folder/vae`, a whole model in `folder/model`, an adapter in `folder/adapter`, as
     diffusers reads them, a judge in `folder/judge`; returns which.
     """
-    ranks = connect(scheme(recipe))
-    ranks.lead(lambda: begin(folder, recipe, sys.argv))
+    run = Run(folder, workers, writers, connect(scheme(recipe)))
+    run.ranks.lead(lambda: begin(folder, recipe, sys.argv))
     if isinstance(recipe, VAERecipe):
-        return run_vae(recipe, folder, workers, writers, ranks)
+        return run_vae(recipe, run)
     if isinstance(recipe, JudgeRecipe):
-        return run_judge(recipe, folder, workers, writers, ranks)
+        return run_judge(recipe, run)
     if isinstance(recipe, LoraRecipe):
-        return run_lora(recipe, folder, workers, writers, ranks)
-    return run_diffusion(recipe, folder, workers, writers, ranks)
+        return run_lora(recipe, run)
+    return run_diffusion(recipe, run)
 
 
 def scheme(recipe: AnyRecipe) -> Scheme:
@@ -78,19 +76,17 @@ def scheme(recipe: AnyRecipe) -> Scheme:
     )
 
 
-def run_vae(
-    recipe: VAERecipe, folder: Path, workers: int, writers: Sequence[Writer], ranks: Ranks = ALONE
-) -> Path:
+def run_vae(recipe: VAERecipe, run: Run) -> Path:
     """Train a VAE and write it with the scale that gives its latents unit variance."""
     perceptual = find_perceptual(recipe.loss.perceptual)
 
     def claim() -> None:
         print(f"perceptual loss: {perceptual.name}", flush=True)
-        if not same_source(folder / "perceptual.txt", perceptual.name):
-            had = f"{folder} was begun with another perceptual loss than {perceptual.name}"
+        if not same_source(run.folder / "perceptual.txt", perceptual.name):
+            had = f"{run.folder} was begun with another perceptual loss than {perceptual.name}"
             raise InputError(f"{had}; take a new --output")
 
-    ranks.lead(claim)
+    run.ranks.lead(claim)
     task = VAETask(
         recipe.vae,
         recipe.stages,
@@ -99,19 +95,10 @@ def run_vae(
         seed=recipe.seed,
         adversarial=recipe.adversarial,
     )
-    weights = train(
-        task,
-        folder,
-        {"vae": recipe.optimizer, "discriminator": recipe.discriminator},
-        steps=sum(stage.steps for stage in recipe.stages),
-        stages=recipe.spans,
-        every=recipe.every,
-        workers=workers,
-        writers=writers,
-        ranks=ranks,
-    )["vae"].ema_weights()
-    ranks.lead(lambda: _write_vae(task, weights, perceptual.name, folder / "vae"))
-    return folder / "vae"
+    rates = {"vae": recipe.optimizer, "discriminator": recipe.discriminator}
+    weights = run.train(recipe, task, rates)["vae"].ema_weights()
+    run.ranks.lead(lambda: _write_vae(task, weights, perceptual.name, run.folder / "vae"))
+    return run.folder / "vae"
 
 
 def _write_vae(task: VAETask, weights: dict[str, Tensor], perceptual: str, folder: Path) -> None:
@@ -125,56 +112,30 @@ def _write_vae(task: VAETask, weights: dict[str, Tensor], perceptual: str, folde
         write_json(partial / OWN_FILE, {"record": {"perceptual": perceptual}})
 
 
-def run_judge(
-    recipe: JudgeRecipe, folder: Path, workers: int, writers: Sequence[Writer], ranks: Ranks = ALONE
-) -> Path:
+def run_judge(recipe: JudgeRecipe, run: Run) -> Path:
     """Train a judge and write it with the shares of its right answers about true renders."""
     task = JudgeTask(judge_spec(), recipe.stages, seed=recipe.seed)
-    weights = train(
-        task,
-        folder,
-        {"model": recipe.optimizer},
-        steps=sum(stage.steps for stage in recipe.stages),
-        stages=recipe.spans,
-        every=recipe.every,
-        workers=workers,
-        writers=writers,
-        ranks=ranks,
-    )["model"].ema_weights()
+    weights = run.train(recipe, task, {"model": recipe.optimizer})["model"].ema_weights()
     task.model.load_state_dict(weights)
-    ranks.lead(lambda: write_judge(task.model.eval(), folder / "judge", recipe.seed))
-    return folder / "judge"
+    run.ranks.lead(lambda: write_judge(task.model.eval(), run.folder / "judge", recipe.seed))
+    return run.folder / "judge"
 
 
-def run_diffusion(
-    recipe: DiffusionRecipe, folder: Path, workers: int, writers: Sequence[Writer], ranks: Ranks = ALONE
-) -> Path:
+def run_diffusion(recipe: DiffusionRecipe, run: Run) -> Path:
     """Encode what is missing, train the text encoder, then the transformer; write the whole model."""
-    parts = Ingredients(recipe, folder, workers, ranks)
-    ranks.lead(parts.encode)
+    parts = Ingredients(recipe, run)
+    run.ranks.lead(parts.encode)
     transformer = parts.transformer()
     task = _diffusion_task(parts, transformer)
-    optimizer = train(
-        task,
-        folder,
-        {"model": recipe.optimizer},
-        steps=sum(stage.steps for stage in recipe.stages),
-        stages=recipe.spans,
-        every=recipe.every,
-        workers=workers,
-        meter=Meter(ranks.size * measure(CPU, torch.bfloat16).matmul),
-        writers=writers,
-        ranks=ranks,
-    )["model"]
-    weights = optimizer.ema_weights()
+    weights = run.train(recipe, task, {"model": recipe.optimizer}, parts.meter())["model"].ema_weights()
 
     def write() -> None:
         model = assemble(parts.spec, parts.vae, parts.text, weights)
         record = {"vae": parts.vae_record}
-        save_model(replace(model, record=record), folder / "model", dtype=torch.bfloat16)
+        save_model(replace(model, record=record), run.folder / "model", dtype=torch.bfloat16)
 
-    ranks.lead(write)
-    return folder / "model"
+    run.ranks.lead(write)
+    return run.folder / "model"
 
 
 def _diffusion_task(parts: Ingredients, transformer: Transformer) -> DiffusionTask:
