@@ -51,7 +51,7 @@ class View(Writer):
 
     def write(self, line: Line) -> None:
         self.stage = str(line.get("stage", ""))
-        if "event" in line:
+        if line.get("event") == "stage":  # a metric may have that name too
             self.console.print(f"stage {self.stage} begins after step {line['step']:,}", markup=False)
             return
         values = numbers(line)

@@ -40,8 +40,10 @@ static void channel_sums(const bf16 *x, int64_t pixels, int channels, double *su
                 }
             }
         }
-#pragma omp critical
-        for (int i = 0; i < 2 * channels; i++) sums[i] += own[i];
+#pragma omp for ordered schedule(static, 1)
+        for (int thread = 0; thread < omp_get_num_threads(); thread++) /* always in one order: the same bits */
+#pragma omp ordered
+            for (int i = 0; i < 2 * channels; i++) sums[i] += own[i];
     }
 }
 
@@ -114,6 +116,61 @@ void norm_silu(const struct frame *frames, int count, int height, int width, int
                 vec even, odd;
                 activate(frames + line / height, width, channels, grid, line % height, w, c, &even, &odd);
                 _mm512_storeu_si512(to + w * channels + c, pair(even, odd));
+            }
+    }
+}
+
+/* g = grad silu'(u) of 32 channels of voxel (h, w), where u = x a + b, and that x. */
+static inline void turn_back(const struct frame *f, const bf16 *grad, int width, int channels, struct grid grid, int h, int w, int c, vec x[2], vec g[2]) {
+    const int64_t at = ((int64_t)h * width + w) * channels + c;
+    const int64_t cell = ((int64_t)(h >> grid.shift) * grid.columns + (w >> grid.shift)) * channels + c;
+    const __m512i v = load32(f->x + at), d = load32(grad + at);
+    const vec one = _mm512_set1_ps(1), come[2] = {low(d), high(d)};
+    x[0] = low(v), x[1] = high(v);
+    for (int k = 0; k < 2; k++) {
+        vec u = _mm512_fmadd_ps(x[k], _mm512_loadu_ps(f->a + cell + 16 * k), _mm512_loadu_ps(f->b + cell + 16 * k));
+        vec s = damped(one, u * _mm512_set1_ps(-1.44269504f));
+        g[k] = come[k] * s * _mm512_fmadd_ps(u, one - s, one);
+    }
+}
+
+/* Gradients of b and a, the sums of g and of g x over the voxels of a cell, line by line: out[line][columns][2][channels]. */
+void norm_silu_sums(const struct frame *frames, const bf16 *grad, int count, int height, int width, int channels, struct grid grid, float *out) {
+#pragma omp parallel for schedule(static)
+    for (int line = 0; line < count * height; line++) {
+        const bf16 *come = grad + (int64_t)(line / height) * height * width * channels;
+        for (int column = 0; column < grid.columns; column++)
+            for (int c = 0; c < channels; c += 32) {
+                vec sums[2][2] = {{{0}}}, x[2], g[2];
+                const int end = grid.columns == 1 ? width : (column + 1) << grid.shift;
+                for (int w = column << grid.shift; w < end; w++) {
+                    turn_back(frames + line / height, come, width, channels, grid, line % height, w, c, x, g);
+                    for (int k = 0; k < 2; k++) sums[0][k] += g[k], sums[1][k] = _mm512_fmadd_ps(g[k], x[k], sums[1][k]);
+                }
+                float *to = out + ((int64_t)line * grid.columns + column) * 2 * channels + c;
+                for (int i = 0; i < 4; i++) _mm512_storeu_ps(to + i / 2 * channels + i % 2 * 16, sums[i / 2][i % 2]);
+            }
+    }
+}
+
+/* Gradient of x: a g + factor x + offset, the latter two [channels] and what the norm's moments add. */
+void norm_silu_grad(const struct frame *frames, const bf16 *grad, int count, int height, int width, int channels, struct grid grid,
+                    const float *factor, const float *offset, bf16 *out) {
+#pragma omp parallel for schedule(static)
+    for (int line = 0; line < count * height; line++) {
+        const struct frame *f = frames + line / height;
+        const int64_t plane = (int64_t)(line / height) * height * width * channels;
+        const int h = line % height;
+        for (int w = 0; w < width; w++)
+            for (int c = 0; c < channels; c += 32) {
+                const int64_t cell = ((int64_t)(h >> grid.shift) * grid.columns + (w >> grid.shift)) * channels + c;
+                vec x[2], g[2];
+                turn_back(f, grad + plane, width, channels, grid, h, w, c, x, g);
+                for (int k = 0; k < 2; k++) {
+                    vec more = _mm512_fmadd_ps(x[k], _mm512_loadu_ps(factor + c + 16 * k), _mm512_loadu_ps(offset + c + 16 * k));
+                    g[k] = _mm512_fmadd_ps(g[k], _mm512_loadu_ps(f->a + cell + 16 * k), more);
+                }
+                _mm512_storeu_si512(out + plane + ((int64_t)h * width + w) * channels + c, pair(g[0], g[1]));
             }
     }
 }

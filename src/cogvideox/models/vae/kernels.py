@@ -277,12 +277,13 @@ def _cells(grid: Grid | None, height: int) -> _Cells:
     return _Cells(grid.size[2], (height // grid.size[1]).bit_length() - 1)
 
 
-def _frames(read: Sequence[tuple[Tensor, Tensor | None]]) -> ctypes.Array[_Frame]:
-    """What the kernels read, and an empty frame behind it that the last pair may reach into."""
+def _frames(read: Sequence[tuple[Tensor | None, Tensor | None]]) -> ctypes.Array[_Frame]:
+    """What the kernels read (None: zeros), and an empty frame behind it that the last pair may reach into."""
     frames = (_Frame * (len(read) + 1))()
     for frame, (x, norm) in zip(frames, read, strict=False):
-        assert x.is_contiguous()
-        frame.x = x.data_ptr()
+        if x is not None:
+            assert x.is_contiguous()
+            frame.x = x.data_ptr()
         if norm is not None:
             frame.a, frame.b = (part.data_ptr() for part in norm)
     return frames

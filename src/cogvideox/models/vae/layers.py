@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cogvideox.models.vae import kernels
+from cogvideox.models.vae import gradients, kernels
 
 Cache = tuple[Tensor, ...]
 
@@ -174,12 +174,13 @@ def norm_silu_conv(
     residual_BCTHW: Tensor | None = None,
 ) -> Tensor:
     """conv(silu(norm(x))), plus the residual if there is one, whose memory the result may take."""
-    if carry.native and kernels.suit(x_BCTHW):
+    engine = kernels if kernels.suit(x_BCTHW) else gradients if gradients.suit(x_BCTHW) else None
+    if carry.native and engine is not None:
         if isinstance(norm, GroupNorm):
-            return kernels.norm_silu_conv(x_BCTHW, None, carry, norm, conv, residual_BCTHW)
+            return engine.norm_silu_conv(x_BCTHW, None, carry, norm, conv, residual_BCTHW)
         assert z_BCTHW is not None
         grid = kernels.Grid(norm.modulation(z_BCTHW), z_BCTHW.shape[2:], carry.lead)
-        return kernels.norm_silu_conv(x_BCTHW, grid, carry, norm.norm, conv, residual_BCTHW)
+        return engine.norm_silu_conv(x_BCTHW, grid, carry, norm.norm, conv, residual_BCTHW)
     h = conv(F.silu(norm(x_BCTHW, z_BCTHW, carry)), carry)
     return h if residual_BCTHW is None else h.add_(residual_BCTHW)
 

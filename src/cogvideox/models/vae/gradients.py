@@ -1,0 +1,263 @@
+"""The VAE's kernels in training: norm, modulation, SiLU and the causal convolution with their gradients, in
+bf16 on CPUs that multiply it in AVX-512. `layers.py` holds the plain versions, which are the oracle.
+
+A norm keeps its input alone; what its SiLU was is computed again. The gradient of a convolution's input is a
+convolution too, of the gradients with mirrored weights, and goes the same fast way; that of its weights is
+PyTorch's.
+
+Shape legend: B batch, C channels, T frames, H W pixels, O output channels.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+from cogvideox.core.device import matrix_units
+from cogvideox.models.vae import kernels
+from cogvideox.models.vae.kernels import KERNELS, Grid
+
+if TYPE_CHECKING:
+    from cogvideox.models.vae.layers import Carry
+
+SMALL = 256
+"""Pixels of a frame below which PyTorch convolves faster: weights, packed anew for each step, take longer."""
+
+
+def suit(x_BCTHW: Tensor) -> bool:
+    """Whether the kernels can take an activation that gradients are wanted of."""
+    return torch.is_grad_enabled() and x_BCTHW.shape[1] % 32 == 0 and KERNELS.take(x_BCTHW, gradients=True)
+
+
+def norm_silu_conv(
+    x_BCTHW: Tensor,
+    grid: Grid | None,
+    carry: Carry,
+    norm: nn.GroupNorm,
+    conv: nn.Conv3d,
+    residual_BCTHW: Tensor | None,
+) -> Tensor:
+    """conv(silu(norm(x) scale + shift)) + residual."""
+    modulation, where = (None, None) if grid is None else (grid.modulation, grid)
+    weights = norm.weight.float(), norm.bias.float(), modulation
+    h = kernels._video(_NormSilu.apply(kernels._rows(x_BCTHW), *weights, where, norm.num_groups, norm.eps))
+    # Gradients come from the outputs, which the kernels read in whole vectors.
+    if matrix_units() or conv.out_channels % 32 or x_BCTHW.shape[3:].numel() < SMALL:
+        out: Tensor = conv(h, carry)
+        return out if residual_BCTHW is None else out.add_(residual_BCTHW)
+    head = carry.take(h)
+    if not carry.last:
+        before = h[:, :, :1] if head is None else head[:, :, 1:]
+        carry.leave(h[:, :, -2:] if h.shape[2] > 1 else torch.cat([before, h], dim=2), head)
+    parts = (None if part is None else kernels._rows(part) for part in (h, head, residual_BCTHW))
+    return kernels._video(_CausalConv.apply(*parts, conv.weight, conv.bias))
+
+
+# -------------------------------------------------------------------------------------------------- norms
+
+
+class _NormSilu(Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x_BTHWC: Tensor,
+        gamma_C: Tensor,
+        beta_C: Tensor,
+        modulation: Tensor | None,
+        grid: Grid | None,
+        groups: int,
+        eps: float,
+    ) -> Tensor:
+        ctx.grid, ctx.groups, ctx.eps = grid, groups, eps
+        rstd_BC, mean_BC = _moments(x_BTHWC, groups, eps)
+        ctx.save_for_backward(x_BTHWC, gamma_C, beta_C, modulation, rstd_BC, mean_BC)
+        scale, shift = _tables(rstd_BC, mean_BC, gamma_C, beta_C, modulation)
+        out, cells = torch.empty_like(x_BTHWC), _cells(grid, x_BTHWC)
+        for x, frames, made in zip(x_BTHWC, _frames(x_BTHWC, scale, shift, grid), out, strict=True):
+            KERNELS.call("norm_silu", frames[0], *x.shape, cells, made)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_BTHWC: Tensor) -> Any:
+        x_BTHWC, *small = ctx.saved_tensors
+        grad_BTHWC, grid, cells = grad_BTHWC.contiguous(), ctx.grid, _cells(ctx.grid, x_BTHWC)
+        with torch.enable_grad():  # the tables are small: PyTorch differentiates what they are made of
+            gamma, beta, modulation, rstd, mean = (
+                None if part is None else part.detach().requires_grad_() for part in small
+            )
+            scale, shift = _tables(rstd, mean, gamma, beta, modulation)
+        inputs = [part for part in (gamma, beta, rstd, mean, modulation) if part is not None]
+        samples = list(zip(x_BTHWC, grad_BTHWC, _frames(x_BTHWC, scale, shift, grid), strict=True))
+        sums = [_sums(x, grad, frames[0], grid, scale.shape[1]) for x, grad, frames in samples]
+        d_shift, d_scale = torch.stack(sums, dim=1)
+        found = torch.autograd.grad((scale, shift), inputs, (d_scale, d_shift))
+        d_gamma, d_beta, d_rstd, d_mean, *rest = found
+        factor, offset = _of_moments(x_BTHWC, ctx.groups, small[3], small[4], d_rstd, d_mean)
+        out = torch.empty_like(x_BTHWC)
+        for b, (x, grad, frames) in enumerate(samples):
+            KERNELS.call("norm_silu_grad", frames[0], grad, *x.shape, cells, factor[b], offset[b], out[b])
+        return out, d_gamma, d_beta, rest[0] if rest else None, None, None, None
+
+
+def _moments(x_BTHWC: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor]:
+    """1 / standard deviation and mean of every channel's group, (B, C)."""
+    batch, *sizes, channels = x_BTHWC.shape
+    table, one = x_BTHWC.new_empty(batch, 2, channels, dtype=torch.float32), torch.ones(channels)
+    for x, out in zip(x_BTHWC, table, strict=True):
+        KERNELS.call("fold_norm", x, *sizes, channels, groups, eps, one, one * 0, None, 1, out)
+    rstd, shift = _plain_order(table).unbind(1)
+    return rstd, -shift / rstd
+
+
+def _tables(
+    rstd_BC: Tensor, mean_BC: Tensor, gamma_C: Tensor, beta_C: Tensor, modulation: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Norm and modulation as x scale + shift, (B, cells, C) each."""
+    factor = rstd_BC * gamma_C
+    scale, shift = factor[:, None], (beta_C - mean_BC * factor)[:, None]
+    if modulation is None:
+        return scale, shift
+    by, plus = modulation.chunk(2, dim=2)
+    return scale * by, shift * by + plus
+
+
+def _of_moments(
+    x_BTHWC: Tensor, groups: int, rstd_BC: Tensor, mean_BC: Tensor, d_rstd_BC: Tensor, d_mean_BC: Tensor
+) -> tuple[Tensor, Tensor]:
+    """What the moments add to the gradient of x, as x factor + offset, (B, C) each in the kernels' order."""
+    count = x_BTHWC[0].numel() // groups
+    d_rstd, d_mean = (
+        d.unflatten(1, (groups, -1)).sum(2, keepdim=True).expand(-1, -1, d.shape[1] // groups).flatten(1) / count
+        for d in (d_rstd_BC, d_mean_BC)
+    )
+    factor = -d_rstd * rstd_BC**3
+    return _kernel_order(factor), _kernel_order(d_mean - factor * mean_BC)
+
+
+def _sums(x_THWC: Tensor, grad_THWC: Tensor, frames: Any, grid: Grid | None, cells: int) -> Tensor:
+    """Gradients of shift and scale of a sample's cells, (2, cells, C)."""
+    count, height, width, channels = x_THWC.shape
+    columns = _cells(grid, x_THWC[None]).columns
+    lines = x_THWC.new_empty(count, height, columns, 2, channels, dtype=torch.float32)
+    KERNELS.call("norm_silu_sums", frames, grad_THWC, *x_THWC.shape, _cells(grid, x_THWC[None]), lines)
+    rows = 1 if grid is None else grid.size[1]
+    per_frame = lines.unflatten(1, (rows, -1)).sum(2)
+    of = torch.tensor([0 if grid is None else grid.latent_of(t, count) for t in range(count)])
+    latents = per_frame.new_zeros(cells // (rows * columns), *per_frame.shape[1:]).index_add_(0, of, per_frame)
+    return _plain_order(latents.flatten(0, 2).transpose(0, 1))
+
+
+def _frames(x_BTHWC: Tensor, scale: Tensor, shift: Tensor, grid: Grid | None) -> list[tuple[Any, Tensor]]:
+    """What the kernels read of each sample, and the tables that they point into."""
+    count, latents = x_BTHWC.shape[1], 1 if grid is None else grid.size[0]
+    of = [0 if grid is None else grid.latent_of(t, count) for t in range(count)]
+    both = _kernel_order(torch.stack([scale, shift], dim=1).detach()).unflatten(2, (latents, -1))
+    found = []
+    for x, table in zip(x_BTHWC, both, strict=True):
+        read = [(frame, table[:, latent]) for frame, latent in zip(x, of, strict=True)]
+        found.append((kernels._frames(read), table))
+    return found
+
+
+def _cells(grid: Grid | None, x_BTHWC: Tensor) -> Any:
+    return kernels._cells(grid, x_BTHWC.shape[2])
+
+
+def _kernel_order(x: Tensor) -> Tensor:
+    """Of each 32 channels the even ones first, as in the kernels' fp32 tables."""
+    return x.unflatten(-1, (-1, 16, 2)).transpose(-1, -2).flatten(-3)
+
+
+def _plain_order(x: Tensor) -> Tensor:
+    return x.unflatten(-1, (-1, 2, 16)).transpose(-1, -2).flatten(-3)
+
+
+# ------------------------------------------------------------------------------------------- convolutions
+
+
+class _CausalConv(Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x_BTHWC: Tensor,
+        head_BTHWC: Tensor | None,
+        residual_BTHWC: Tensor | None,
+        weight_OCTHW: Tensor,
+        bias_O: Tensor,
+    ) -> Tensor:
+        ctx.save_for_backward(x_BTHWC, head_BTHWC, weight_OCTHW)
+        ctx.residual = residual_BTHWC is not None
+        padded = [_before(x, None if head_BTHWC is None else head_BTHWC[b]) for b, x in enumerate(x_BTHWC)]
+        return _convolve(padded, head_BTHWC is None, weight_OCTHW, bias_O, residual_BTHWC)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_BTHWO: Tensor) -> Any:
+        x, head, weight = ctx.saved_tensors
+        grad, opens, mirrored = grad_BTHWO.contiguous(), head is None, weight.flip(2, 3, 4).transpose(0, 1)
+        d_weight, d_bias = _weight_grad(x, head, weight, grad)
+        d_head = None
+        if opens and x.shape[1] == 1:
+            d_x = _convolve([[frame[0]] * 3 for frame in grad], True, mirrored, None, None)
+        else:
+            d_padded = _convolve([[None] * 2 + list(sample) + [None] * 2 for sample in grad], False, mirrored, None, None)
+            d_head, d_x = d_padded[:, :2], d_padded[:, 2:]
+            if opens:
+                d_x[:, 0] += d_head[:, 0] + d_head[:, 1]
+                d_head = None
+        return d_x, d_head, grad if ctx.residual else None, d_weight, d_bias
+
+
+def _before(x_THWC: Tensor, head_2HWC: Tensor | None) -> list[Tensor | None]:
+    """The frames that a convolution of x sees."""
+    return [*([x_THWC[0]] * 2 if head_2HWC is None else head_2HWC), *x_THWC]
+
+
+def _convolve(
+    frames: list[list[Tensor | None]],
+    opens: bool,
+    weight_OCTHW: Tensor,
+    bias_O: Tensor | None,
+    residual_BTHWO: Tensor | None,
+) -> Tensor:
+    """Each sample's frames (None: zeros), two more than come out, under the weights: (B, T, H, W, O)."""
+    outputs, channels = weight_OCTHW.shape[:2]
+    like = next(frame for frame in frames[0] if frame is not None)
+    height, width = like.shape[:2]
+    packed = kernels._pack_causal(weight_OCTHW, like.new_empty(kernels.packed_size(channels, outputs)))
+    bias = torch.zeros(outputs) if bias_O is None else bias_O.float()
+    out = like.new_empty(len(frames), len(frames[0]) - 2, height, width, outputs)
+    scratch, cells = kernels._scratch(channels), kernels._cells(None, height)
+    for b, sample in enumerate(frames):
+        KERNELS.call(
+            *("convolve", kernels._frames([(frame, None) for frame in sample]), out.shape[1], height, width),
+            *(channels, cells, int(opens), packed, bias),
+            *(None if residual_BTHWO is None else residual_BTHWO[b], outputs, out[b], *scratch),
+        )
+    return out
+
+
+def _weight_grad(
+    x_BTHWC: Tensor, head_B2HWC: Tensor | None, weight_OCTHW: Tensor, grad_BTHWO: Tensor
+) -> tuple[Tensor, Tensor]:
+    if head_B2HWC is None and x_BTHWC.shape[1] == 1:  # one frame under three taps: that of each is the same
+        grad, x = (part[:, 0].permute(0, 3, 1, 2) for part in (grad_BTHWO, x_BTHWC))
+        d_weight, d_bias = _backward(grad, x, weight_OCTHW[:, :, 0], (1, 1))
+        return d_weight[:, :, None].expand_as(weight_OCTHW), d_bias
+    head = x_BTHWC[:, :1].expand(-1, 2, -1, -1, -1) if head_B2HWC is None else head_B2HWC
+    padded = kernels._video(torch.cat([head, x_BTHWC], dim=1))
+    return _backward(kernels._video(grad_BTHWO), padded, weight_OCTHW, (0, 1, 1))
+
+
+def _backward(grad: Tensor, x: Tensor, weight: Tensor, padding: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """PyTorch's gradients of a convolution's weight and bias."""
+    ones, zeros = [1] * len(padding), [0] * len(padding)
+    _, d_weight, d_bias = torch.ops.aten.convolution_backward(
+        *(grad, x, weight, [len(weight)], ones, padding, ones, False, zeros, 1, [False, True, True])
+    )
+    return d_weight, d_bias
