@@ -12,13 +12,15 @@ override OUT    := $(value OUT)
 override SEED   := $(value SEED)
 export PROMPT OUT SEED
 
-.PHONY: demo test bench clean help
+.PHONY: demo test test-slow bench mini clean help
 
 help:
-	@echo "make demo   write a video for PROMPT to OUT with the shipped model (SEED to vary it)"
-	@echo "make test   lint, type check and all tests"
-	@echo "make bench  measure speed and memory on this machine, beside diffusers"
-	@echo "make clean  remove what make made"
+	@echo "make demo       write a video for PROMPT to OUT with the shipped model (SEED to vary it)"
+	@echo "make test       lint, type check and all tests"
+	@echo "make test-slow  the tests that take longer: minutes each"
+	@echo "make mini       train the shipped model further, until you stop it; the same command goes on"
+	@echo "make bench      measure speed and memory on this machine, beside diffusers"
+	@echo "make clean      remove what make made"
 
 demo: .venv/run.done
 	@printf '== generating %s: %s\n' "$$OUT" "$$PROMPT"
@@ -33,8 +35,16 @@ test: .venv/dev.done
 	@echo "== pytest"
 	@$(BIN)/python -m pytest -n 2
 
+test-slow: .venv/dev.done
+	@echo "== pytest, slow tests"
+	@$(BIN)/python -m pytest -m slow
+
 bench: .venv/dev.done
 	@$(BIN)/cogvideox bench --against diffusers
+
+mini: .venv/run.done
+	@echo "== training mini further in runs/more; Ctrl-C saves and stops"
+	@$(BIN)/cogvideox train recipes/mini/more.yaml --output runs/more
 
 clean:
 	rm -rf .venv out .pytest_cache .mypy_cache .ruff_cache .hypothesis

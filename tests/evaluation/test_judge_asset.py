@@ -1,5 +1,7 @@
 """The shipped judge: small, right about true renders, and about what a VAE makes of them."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from cogvideox.data.storybook import World
 from cogvideox.evaluation.judge.prompts import SETS, cases
 from cogvideox.evaluation.judge.reading import FOLDER, KEY_ANSWERS, NEEDED, Judge
 from cogvideox.evaluation.judge.scores import score
+from cogvideox.evaluation.storybook import Order, evaluate
 from cogvideox.generation.media import to_frames, to_signed
 
 pytestmark = pytest.mark.skipif(not FOLDER.exists(), reason="no judge is shipped yet")
@@ -48,3 +51,14 @@ def test_what_a_vae_makes_of_a_clip_is_judged_nearly_like_it(judge):
         seen = judge.read(to_frames(vae.decode(vae.encode(signed))))
         hits += [score(s, case, seen) for s in ("characters", "scene", "motion")]
     assert np.mean(hits) > 0.75
+
+
+@pytest.mark.slow
+def test_the_shipped_model_is_judged_above_the_floor(judge, tmp_path):
+    """A whole evaluation, shortened: real videos by mini, read by the shipped judge."""
+    order = Order(("single", "camera"), prompts=8, seeds=2)
+    assert len(list(evaluate(cogvideox.load("mini"), judge, order, tmp_path))) == order.videos
+    rows = json.loads((tmp_path / "report.json").read_text())["sets"]["single"]["rows"]
+    assert rows["renders"]["scene"]["mean"] > 0.9
+    assert rows["model"]["scene"]["mean"] > rows["shuffled"]["scene"]["mean"] + 0.3
+    assert rows["model"]["motion"]["mean"] > rows["still"]["motion"]["mean"]

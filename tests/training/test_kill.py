@@ -66,7 +66,7 @@ def test_asked_to_stop_and_killed_a_run_ends_with_the_same_weights(tmp_path):
     for home in (folder, tmp_path / "whole"):
         train(Plane(), home, RATES, workers=0, **OPTIONS)
     log = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-    assert [line["step"] for line in log if "event" not in line] == [*range(1, STEPS + 1)]
+    assert [line["step"] for line in log if "begins" not in line] == [*range(1, STEPS + 1)]
     halves, whole = (Checkpoints(home / "checkpoints").load() for home in (folder, tmp_path / "whole"))
     assert whole[0] == STEPS
     assert same(halves, whole)

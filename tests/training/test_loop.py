@@ -237,7 +237,7 @@ def test_a_stage_begins_with_a_checkpoint_and_an_event(tmp_path):
         run(Plane(at=([25], die)), tmp_path, stages=STAGES)
     assert Checkpoints(tmp_path / "checkpoints").load()[1]["run"]["stage"] == "large"
     run(Plane(), tmp_path, stages=STAGES)
-    events = [(line["step"], line["stage"]) for line in lines(tmp_path) if "event" in line]
+    events = [(line["step"], line["begins"]) for line in lines(tmp_path) if "begins" in line]
     assert events == [(0, "small"), (25, "large"), (30, "best")]
     assert lines(tmp_path)[-1]["stage"] == "best"
     assert Checkpoints(tmp_path / "checkpoints").steps() == [25, 30, 40]

@@ -50,11 +50,13 @@ def test_the_journal_forgets_what_is_done_again(tmp_path):
 
     journal = Journal()
     journal.open(tmp_path, 0, 9)
-    write({"step": 0, "event": "stage"}, {"step": 2}, {"step": 4}, {"step": 4, "event": "stage"}, {"step": 6})
+    write(
+        {"step": 0, "begins": "small"}, {"step": 2}, {"step": 4}, {"step": 4, "begins": "small"}, {"step": 6}
+    )
     journal = Journal()
     journal.open(tmp_path, 4, 9)
     kept = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert kept == [{"step": 0, "event": "stage"}, {"step": 2}, {"step": 4}]
+    assert kept == [{"step": 0, "begins": "small"}, {"step": 2}, {"step": 4}]
     assert journal.last == 4
 
 
@@ -72,7 +74,7 @@ def shown(terminal, width=200):
     out = io.StringIO()
     view = View(Console(file=out, force_terminal=terminal, width=width, soft_wrap=True, highlight=False))
     view.open(None, 1, 9)
-    view.write({"step": 2, "event": "stage", "stage": "large"})
+    view.write({"step": 2, "begins": "large"})
     view.write(LINE)
     view.tick(4, {"loss": 0.125})
     view.close()
@@ -137,7 +139,7 @@ def test_tensorboard_reads_what_was_written(tmp_path):
     for start, loss in ((0, 0.25), (2, 0.5)):
         writer = TensorBoard()
         writer.open(tmp_path, start, 9)
-        writer.write({"step": 0, "event": "stage", "stage": "small"})
+        writer.write({"step": 0, "begins": "small"})
         writer.write(LINE | {"loss": loss})
         writer.close()
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()

@@ -189,7 +189,7 @@ def stage(**changes):
         ({"model": DIFFUSION["model"] | {"first_frame": False}}, "known > 0 .*first_frame: true"),
         ({"objective": {"drop_txt": 0.1}}, "objective.drop_txt: unknown key .did you mean 'drop_text'"),
         ({"text": DIFFUSION["text"] | {"steps": 0}}, "text.steps"),
-        ({"model": "2bb"}, "unknown model '2bb' .did you mean '2b'"),
+        ({"model": "2bb"}, "no model or folder named '2bb' .did you mean '2b'"),
     ],
 )
 def test_wrong_mixes_are_named_before_anything_is_made(tmp_path, change, message):

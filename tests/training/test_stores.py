@@ -86,7 +86,7 @@ def test_a_manifest_trains_without_being_encoded(home, tmp_path):
     run_recipe(asked, tmp_path / "run", workers=1)
     lines = measured(tmp_path / "run")
     assert lines[-1]["samples"] > 0
-    assert [line["stage"] for line in lines if "event" in line] == ["small", "all"]
+    assert [line["begins"] for line in lines if "begins" in line] == ["small", "all"]
 
 
 @pytest.mark.filterwarnings("ignore:the prompt has")

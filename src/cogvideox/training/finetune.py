@@ -17,7 +17,7 @@ from cogvideox.generation.pipeline import Pipeline
 from cogvideox.training.diffusion import DiffusionTask
 from cogvideox.training.folder import Run
 from cogvideox.training.ingredients import CPU, Ingredients
-from cogvideox.training.lora import Adapter
+from cogvideox.training.lora import Adapter, find_peft
 from cogvideox.training.packs import PackedBatches
 from cogvideox.training.recipe import LoraRecipe
 from cogvideox.training.sheet import clips
@@ -67,8 +67,10 @@ class LoraTask(DiffusionTask):
 def run_lora(recipe: LoraRecipe, run: Run) -> Path:
     """Train an adapter and write it with the fingerprint of its base; returns `adapter` of the run's folder.
 
-    InputError before anything is trained when the model has no such matrices or no clip can be used.
+    InputError without PEFT and when the model has no such matrices, before anything is encoded; and when no
+    clip can be used.
     """
+    find_peft()
     recipe.lora.modules(recipe.model.transformer)
     parts = Ingredients(recipe, run)
     run.ranks.lead(parts.encode)

@@ -50,8 +50,8 @@ class View(Writer):
             self.live.update(self._table(step))
 
     def write(self, line: Line) -> None:
-        self.stage = str(line.get("stage", ""))
-        if line.get("event") == "stage":  # a metric may have that name too
+        self.stage = str(line.get("begins", line.get("stage", "")))
+        if "begins" in line:
             self.console.print(f"stage {self.stage} begins after step {line['step']:,}", markup=False)
             return
         values = numbers(line)

@@ -314,7 +314,7 @@ class Trainer:
         stream = _stream(self.task.batches(), self.step, self.steps, workers)
         while self.step < self.steps:
             if self.step in self.stages:
-                self._tell({"step": self.step, "event": "stage", "stage": self.stage(self.step).name})
+                self._tell({"step": self.step, "begins": self.stage(self.step).name})
             with self.ranks.at(f"step {self.step + 1}"):
                 self.advance(next(stream))
                 self._after(interrupt)

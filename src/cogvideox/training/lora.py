@@ -51,21 +51,27 @@ class LoraSpec:
         return sorted(n for n in known if any(f".{n}".endswith(f".{t}") for t in self.targets))
 
 
+def find_peft() -> Any:
+    """The package that puts adapters in. InputError when it is not installed."""
+    try:
+        import peft
+    except ImportError:
+        raise InputError("training adapters needs PEFT: pip install 'cogvideox[train]'") from None
+    return peft
+
+
 class Adapter:
     """The adapters of a transformer while they are trained; its own weights are frozen."""
 
     def __init__(self, transformer: Transformer, spec: LoraSpec, seed: int) -> None:
         """Puts adapters into `transformer`, in its precision. InputError when PEFT is not installed."""
-        try:
-            from peft import LoraConfig, inject_adapter_in_model
-        except ImportError:
-            raise InputError("training adapters needs PEFT: pip install 'cogvideox[train]'") from None
+        peft = find_peft()
         self.transformer, self.spec = transformer.requires_grad_(False), spec
         names = spec.modules(transformer.spec)
         self._plain = {name: transformer.get_submodule(name) for name in names}
         self._matrices = {name: transformer.get_parameter(f"{name}.weight") for name in names}
-        config = LoraConfig(r=spec.rank, lora_alpha=spec.alpha, target_modules=names)  # type: ignore[arg-type]
-        inject_adapter_in_model(config, transformer, NAME)
+        config = peft.LoraConfig(r=spec.rank, lora_alpha=spec.alpha, target_modules=names)
+        peft.inject_adapter_in_model(config, transformer, NAME)
         self._wrapped = {name: transformer.get_submodule(name) for name in names}
         self.module = nn.ModuleDict({name.replace(".", "/"): self._pair(name) for name in names})
         """What is trained, apart from the transformer: `down` and `up` of each matrix."""

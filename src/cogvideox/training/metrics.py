@@ -86,18 +86,18 @@ class Journal(Writer):
         kept = [record for line in lines if (record := _parse(line)) and _step(record) <= start]
         if len(kept) < len(lines):
             write_text(self.path, "".join(json.dumps(record) + "\n" for record in kept))
-        self.last = max((record["step"] for record in kept if "event" not in record), default=0)
+        self.last = max((record["step"] for record in kept if "begins" not in record), default=0)
 
     def write(self, line: Line) -> None:
         with self.path.open("a", encoding="utf-8") as log:
             log.write(json.dumps(line) + "\n")
-        if "event" not in line:
+        if "begins" not in line:
             self.last = line["step"]
 
 
 def _step(line: Line) -> int:
-    """The step after which a line was written; an event tells of the one that follows."""
-    return int(line["step"]) + ("event" in line)
+    """The step after which a line was written; the beginning of a stage tells of the one that follows."""
+    return int(line["step"]) + ("begins" in line)
 
 
 def _parse(line: str) -> dict[str, Any] | None:
@@ -117,8 +117,8 @@ class TensorBoard(Writer):
         self.events = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
 
     def write(self, line: Line) -> None:
-        if "event" in line:
-            self.events.add_text("stage", str(line["stage"]), line["step"])
+        if "begins" in line:
+            self.events.add_text("stage", line["begins"], line["step"])
             return
         for name, value in numbers(line).items():
             self.events.add_scalar(name, value, line["step"])

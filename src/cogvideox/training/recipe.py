@@ -207,10 +207,10 @@ class Parallel(Strict):
 
 
 def _named(value: Any) -> Any:
-    """A released model's name stands for its spec."""
-    if isinstance(value, str) and value not in SPECS:
-        raise InputError(f"unknown model {value!r}{nearest(value, SPECS)}")
-    return SPECS[value] if isinstance(value, str) else value
+    """A model's name or folder stands for its spec; of a released one nothing is read."""
+    if not isinstance(value, str):
+        return value
+    return SPECS[value] if value in SPECS else read_spec(resolve(value))
 
 
 _TAGS = ("storybook", "packed")
@@ -226,8 +226,8 @@ class TransformerRecipe(Strict):
 
     seed: int
     model: Annotated[ModelSpec, BeforeValidator(_named)]
-    """Sizes and conventions, or the name of a released model. Its `vae` is replaced by that of the VAE's
-    folder.
+    """Sizes and conventions, or a model that has them ("mini", a released one, a folder, a hub id). Its `vae`
+    is replaced by that of the VAE's folder.
     """
     vae: str
     """Folder of a VAE, or of a whole model that has one, or the id of one on the hub."""
@@ -285,8 +285,7 @@ class LoraRecipe(TransformerRecipe):
     def _of_the_base(cls, data: Any) -> Any:
         if not isinstance(data, dict) or not isinstance(base := data.get("base"), str):
             return data
-        model = SPECS[base] if base in SPECS else read_spec(resolve(base))
-        return {"model": model, "vae": base, "start": base} | data
+        return {"model": base, "vae": base, "start": base} | data
 
 
 def _unique(what: str, names: Sequence[str]) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cogvideox.checkpoints.configs import OWN_FILE, write_vae
-from cogvideox.checkpoints.folder import save_model, write_json
+from cogvideox.checkpoints.folder import Model, save_model, write_json
 from cogvideox.checkpoints.keymaps import diffusers_vae, iter_theirs
 from cogvideox.checkpoints.weights import DIFFUSERS_STEM, write_weights
 from cogvideox.core.errors import InputError
@@ -19,7 +19,6 @@ from cogvideox.core.files import atomic_path, same_source
 from cogvideox.diffusion.schedule import make_schedule
 from cogvideox.generation.generate import Place
 from cogvideox.generation.pipeline import Pipeline
-from cogvideox.models.transformer.model import Transformer
 from cogvideox.models.vae.autoencoder import VAE
 from cogvideox.parallel.training import Scheme, connect
 from cogvideox.training.diffusion import DiffusionTask
@@ -122,34 +121,29 @@ def run_judge(recipe: JudgeRecipe, run: Run) -> Path:
 
 
 def run_diffusion(recipe: DiffusionRecipe, run: Run) -> Path:
-    """Encode what is missing, train the text encoder, then the transformer; write the whole model."""
+    """Encode what is missing, train the text encoder, then the transformer. The whole model is written at
+    every validation, for a long run is to be used before it ends, and at the end.
+    """
     parts = Ingredients(recipe, run)
     run.ranks.lead(parts.encode)
-    transformer = parts.transformer()
-    task = _diffusion_task(parts, transformer)
-    weights = run.train(recipe, task, {"model": recipe.optimizer}, parts.meter())["model"].ema_weights()
 
-    def write() -> None:
+    def write(weights: dict[str, Tensor]) -> Model:
         model = assemble(parts.spec, parts.vae, parts.text, weights)
         record = {"vae": parts.vae_record}
         save_model(replace(model, record=record), run.folder / "model", dtype=torch.bfloat16)
+        return model
 
-    run.ranks.lead(write)
-    return run.folder / "model"
-
-
-def _diffusion_task(parts: Ingredients, transformer: Transformer) -> DiffusionTask:
-    """The task, whose validation makes clips with the averaged weights."""
-    recipe, spec = parts.recipe, parts.spec
-    batches = parts.batches()
+    transformer, batches = parts.transformer(), parts.batches()
 
     def judge(weights: dict[str, Tensor], where: Path, step: int) -> None:
-        pipe = Pipeline(assemble(spec, parts.vae, parts.text, weights), Place(CPU, torch.bfloat16))
+        pipe = Pipeline(write(weights), Place(CPU, torch.bfloat16))
         if isinstance(recipe.data, StorybookData):
             contact_sheet(pipe, where / f"{step:06d}.png", seed=recipe.seed, prompts=10, steps=16)
         else:
-            chosen = batches.held[:VALIDATED]
-            clips(pipe, parts.store, chosen, where / f"{step:06d}", seed=recipe.seed)
+            clips(pipe, parts.store, batches.held[:VALIDATED], where / f"{step:06d}", seed=recipe.seed)
 
-    schedule = make_schedule(spec.snr_shift)
-    return DiffusionTask(transformer, spec, parts.needed_text, batches, schedule, judge=judge)
+    schedule = make_schedule(parts.spec.snr_shift)
+    task = DiffusionTask(transformer, parts.spec, parts.needed_text, batches, schedule, judge=judge)
+    weights = run.train(recipe, task, {"model": recipe.optimizer}, parts.meter())["model"].ema_weights()
+    run.ranks.lead(lambda: write(weights))
+    return run.folder / "model"

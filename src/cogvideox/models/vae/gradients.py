@@ -72,36 +72,37 @@ class _NormSilu(Function):
         groups: int,
         eps: float,
     ) -> Tensor:
-        ctx.grid, ctx.groups, ctx.eps = grid, groups, eps
-        rstd_BC, mean_BC = _moments(x_BTHWC, groups, eps)
-        ctx.save_for_backward(x_BTHWC, gamma_C, beta_C, modulation, rstd_BC, mean_BC)
-        scale, shift = _tables(rstd_BC, mean_BC, gamma_C, beta_C, modulation)
-        out, cells = torch.empty_like(x_BTHWC), _cells(grid, x_BTHWC)
-        for x, frames, made in zip(x_BTHWC, _frames(x_BTHWC, scale, shift, grid), out, strict=True):
-            KERNELS.call("norm_silu", frames[0], *x.shape, cells, made)
+        moments = _moments(x_BTHWC, groups, eps)
+        ctx.save_for_backward(x_BTHWC, *moments, gamma_C, beta_C, modulation)
+        ctx.grid, ctx.groups = grid, groups
+        out, cells = torch.empty_like(x_BTHWC), kernels._cells(grid, x_BTHWC.shape[2])
+        tables = _ordered(*_tables(*moments, gamma_C, beta_C, modulation))
+        for x, table, made in zip(x_BTHWC, tables, out, strict=True):
+            KERNELS.call("norm_silu", _frames(x, table, grid), *x.shape, cells, made)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_BTHWC: Tensor) -> Any:
-        x_BTHWC, *small = ctx.saved_tensors
-        grad_BTHWC, grid, cells = grad_BTHWC.contiguous(), ctx.grid, _cells(ctx.grid, x_BTHWC)
+        x_BTHWC, rstd_BC, mean_BC, *small = ctx.saved_tensors
         with torch.enable_grad():  # the tables are small: PyTorch differentiates what they are made of
-            gamma, beta, modulation, rstd, mean = (
-                None if part is None else part.detach().requires_grad_() for part in small
-            )
-            scale, shift = _tables(rstd, mean, gamma, beta, modulation)
-        inputs = [part for part in (gamma, beta, rstd, mean, modulation) if part is not None]
-        samples = list(zip(x_BTHWC, grad_BTHWC, _frames(x_BTHWC, scale, shift, grid), strict=True))
-        sums = [_sums(x, grad, frames[0], grid, scale.shape[1]) for x, grad, frames in samples]
+            inputs = (part for part in (rstd_BC, mean_BC, *small) if part is not None)
+            made_of = [part.detach().requires_grad_() for part in inputs]
+            both = _tables(*made_of)
+        grid, cells, tables = ctx.grid, kernels._cells(ctx.grid, x_BTHWC.shape[2]), _ordered(*both)
+        samples = [
+            (_frames(x, table, grid), grad, *x.shape, cells)
+            for x, table, grad in zip(x_BTHWC, tables, grad_BTHWC.contiguous(), strict=True)
+        ]
+        sums = [_sums(x, tables.shape[2], grid, sample) for x, sample in zip(x_BTHWC, samples, strict=True)]
         d_shift, d_scale = torch.stack(sums, dim=1)
-        found = torch.autograd.grad((scale, shift), inputs, (d_scale, d_shift))
-        d_gamma, d_beta, d_rstd, d_mean, *rest = found
-        factor, offset = _of_moments(x_BTHWC, ctx.groups, small[3], small[4], d_rstd, d_mean)
+        d_rstd, d_mean, *rest = torch.autograd.grad(both, made_of, (d_scale, d_shift))
+        moments = rstd_BC, mean_BC, d_rstd, d_mean
+        factor, offset = _of_moments(x_BTHWC[0].numel(), ctx.groups, *moments)
         out = torch.empty_like(x_BTHWC)
-        for b, (x, grad, frames) in enumerate(samples):
-            KERNELS.call("norm_silu_grad", frames[0], grad, *x.shape, cells, factor[b], offset[b], out[b])
-        return out, d_gamma, d_beta, rest[0] if rest else None, None, None, None
+        for b, sample in enumerate(samples):
+            KERNELS.call("norm_silu_grad", *sample, factor[b], offset[b], out[b])
+        return out, *rest, *[None] * (6 - len(rest))
 
 
 def _moments(x_BTHWC: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor]:
@@ -115,7 +116,7 @@ def _moments(x_BTHWC: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor]:
 
 
 def _tables(
-    rstd_BC: Tensor, mean_BC: Tensor, gamma_C: Tensor, beta_C: Tensor, modulation: Tensor | None
+    rstd_BC: Tensor, mean_BC: Tensor, gamma_C: Tensor, beta_C: Tensor, modulation: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Norm and modulation as x scale + shift, (B, cells, C) each."""
     factor = rstd_BC * gamma_C
@@ -127,45 +128,41 @@ def _tables(
 
 
 def _of_moments(
-    x_BTHWC: Tensor, groups: int, rstd_BC: Tensor, mean_BC: Tensor, d_rstd_BC: Tensor, d_mean_BC: Tensor
+    numbers: int, groups: int, rstd_BC: Tensor, mean_BC: Tensor, d_rstd_BC: Tensor, d_mean_BC: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """What the moments add to the gradient of x, as x factor + offset, (B, C) each in the kernels' order."""
-    count = x_BTHWC[0].numel() // groups
+    """What the moments of a sample of so many numbers add to the gradient of x: x factor + offset, (B, C)."""
+    size = rstd_BC.shape[1] // groups
     d_rstd, d_mean = (
-        d.unflatten(1, (groups, -1)).sum(2, keepdim=True).expand(-1, -1, d.shape[1] // groups).flatten(1) / count
-        for d in (d_rstd_BC, d_mean_BC)
+        d_BC.unflatten(1, (groups, size)).sum(2).repeat_interleave(size, 1) * (groups / numbers)
+        for d_BC in (d_rstd_BC, d_mean_BC)
     )
     factor = -d_rstd * rstd_BC**3
     return _kernel_order(factor), _kernel_order(d_mean - factor * mean_BC)
 
 
-def _sums(x_THWC: Tensor, grad_THWC: Tensor, frames: Any, grid: Grid | None, cells: int) -> Tensor:
-    """Gradients of shift and scale of a sample's cells, (2, cells, C)."""
-    count, height, width, channels = x_THWC.shape
-    columns = _cells(grid, x_THWC[None]).columns
-    lines = x_THWC.new_empty(count, height, columns, 2, channels, dtype=torch.float32)
-    KERNELS.call("norm_silu_sums", frames, grad_THWC, *x_THWC.shape, _cells(grid, x_THWC[None]), lines)
-    rows = 1 if grid is None else grid.size[1]
+def _sums(x_THWC: Tensor, cells: int, grid: Grid | None, sample: tuple[Any, ...]) -> Tensor:
+    """Gradients of shift and scale in the cells of a sample, (2, cells, C)."""
+    frames, height, _, channels = x_THWC.shape
+    latents, rows, columns = (1, 1, 1) if grid is None else grid.size
+    lines = x_THWC.new_empty(frames, height, columns, 2, channels, dtype=torch.float32)
+    KERNELS.call("norm_silu_sums", *sample, lines)
     per_frame = lines.unflatten(1, (rows, -1)).sum(2)
-    of = torch.tensor([0 if grid is None else grid.latent_of(t, count) for t in range(count)])
-    latents = per_frame.new_zeros(cells // (rows * columns), *per_frame.shape[1:]).index_add_(0, of, per_frame)
-    return _plain_order(latents.flatten(0, 2).transpose(0, 1))
+    of = torch.tensor([0 if grid is None else grid.latent_of(t, frames) for t in range(frames)])
+    per_latent = per_frame.new_zeros(latents, *per_frame.shape[1:]).index_add_(0, of, per_frame)
+    return _plain_order(per_latent.view(cells, 2, channels).transpose(0, 1))
 
 
-def _frames(x_BTHWC: Tensor, scale: Tensor, shift: Tensor, grid: Grid | None) -> list[tuple[Any, Tensor]]:
-    """What the kernels read of each sample, and the tables that they point into."""
-    count, latents = x_BTHWC.shape[1], 1 if grid is None else grid.size[0]
-    of = [0 if grid is None else grid.latent_of(t, count) for t in range(count)]
-    both = _kernel_order(torch.stack([scale, shift], dim=1).detach()).unflatten(2, (latents, -1))
-    found = []
-    for x, table in zip(x_BTHWC, both, strict=True):
-        read = [(frame, table[:, latent]) for frame, latent in zip(x, of, strict=True)]
-        found.append((kernels._frames(read), table))
-    return found
+def _ordered(scale: Tensor, shift: Tensor) -> Tensor:
+    """Both as the kernels read them, (B, 2, cells, C)."""
+    return _kernel_order(torch.stack([scale, shift], dim=1).detach())
 
 
-def _cells(grid: Grid | None, x_BTHWC: Tensor) -> Any:
-    return kernels._cells(grid, x_BTHWC.shape[2])
+def _frames(x_THWC: Tensor, table: Tensor, grid: Grid | None) -> Any:
+    """The frames of a sample and where their cells stand in its table, (2, cells, C)."""
+    frames, latents = len(x_THWC), 1 if grid is None else grid.size[0]
+    each = table.unflatten(1, (latents, -1))
+    of = [0 if grid is None else grid.latent_of(t, frames) for t in range(frames)]
+    return kernels._frames([(x, each[:, latent]) for x, latent in zip(x_THWC, of, strict=True)])
 
 
 def _kernel_order(x: Tensor) -> Tensor:
@@ -205,7 +202,9 @@ class _CausalConv(Function):
         if opens and x.shape[1] == 1:
             d_x = _convolve([[frame[0]] * 3 for frame in grad], True, mirrored, None, None)
         else:
-            d_padded = _convolve([[None] * 2 + list(sample) + [None] * 2 for sample in grad], False, mirrored, None, None)
+            d_padded = _convolve(
+                [[None] * 2 + list(sample) + [None] * 2 for sample in grad], False, mirrored, None, None
+            )
             d_head, d_x = d_padded[:, :2], d_padded[:, 2:]
             if opens:
                 d_x[:, 0] += d_head[:, 0] + d_head[:, 1]
