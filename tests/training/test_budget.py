@@ -87,22 +87,6 @@ def test_muon_keeps_one_moment_where_adamw_keeps_two():
     assert adam.moments - muon.moments == 4 * matrices
 
 
-def kept_by(model, whole):
-    """Bytes that the backward of `model` needs, its weights not counted."""
-    weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
-    storages = {}
-
-    def keep(tensor):
-        storage = tensor.untyped_storage()
-        if storage._cdata not in weights:
-            storages[storage._cdata] = storage
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        model(whole)
-    return sum(storage.nbytes() for storage in storages.values())
-
-
 def fused(q, k, v):
     """What a fused kernel keeps is not the scores; the meta device would take the plain way."""
     return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)[0]
@@ -118,6 +102,7 @@ def test_blocks_keep_as_much_as_the_budget_says(name, monkeypatch):
     for layers in (1, 3):
         model = budget.on_meta(replace(spec, layers=layers)).to(torch.bfloat16)
         row = [Segment(226, (10, 30, 40)), Segment(226, (1, 1, tokens - 12_000 - 2 * 226))]
-        bytes_of.append(kept_by(model, pack(spec, row, torch.bfloat16)))
+        whole = pack(spec, row, torch.bfloat16)
+        bytes_of.append(budget.kept(lambda m=model, w=whole: m(w), model))
     measured = (bytes_of[1] - bytes_of[0]) / 2
     assert measured == pytest.approx(budget.activations(spec, tokens, recompute=False), rel=0.05)

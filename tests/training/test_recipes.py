@@ -13,6 +13,7 @@ from cogvideox import load
 from cogvideox.checkpoints.configs import read_record
 from cogvideox.core.errors import InputError
 from cogvideox.training.checkpoint import Checkpoints
+from cogvideox.training.footage import Storybook
 from cogvideox.training.heldout import changing
 from cogvideox.training.recipe import load_recipe
 from cogvideox.training.vae import VAEBatches, VAEStage, motion
@@ -138,7 +139,9 @@ def test_pixels_that_change_are_told_from_those_that_do_not():
 def test_crops_are_cut_where_most_moves():
     stage = {"steps": 1, "batch": 1, "frames": 5, "crop": 32, "sizes": (128,)}
     plain, lively = (
-        VAEBatches((VAEStage(**stage, crops=8 // n, candidates=n),), seed=0)[0][0].video_BTHWC.numpy()
+        VAEBatches((VAEStage(**stage, crops=8 // n, candidates=n),), Storybook(0), seed=0)[0][
+            0
+        ].video_BTHWC.numpy()
         for n in (1, 8)
     )
     assert motion(lively[0]) == max(motion(clip) for clip in plain)

@@ -10,6 +10,7 @@ from cogvideox.core.errors import InputError
 from cogvideox.data.metrics import flicker
 from cogvideox.models.discriminator import DiscriminatorSpec
 from cogvideox.models.specs import VAESpec
+from cogvideox.training.footage import Storybook
 from cogvideox.training.heldout import HeldOut
 from cogvideox.training.loop import Every, Rates, train
 from cogvideox.training.perceptual import Gradients
@@ -31,7 +32,7 @@ def task(begins=None, stages=STAGES, dtype=torch.bfloat16, ramp=2, **loss):
     adversarial = None if begins is None else Adversarial(begins=begins, ramp=ramp, model=JUDGE)
     losses = VAELoss(kl_weight=1e-4, **loss)
     made = VAETask(SPEC, stages, losses, Gradients(), seed=0, adversarial=adversarial, dtype=dtype)
-    made.held_out = HeldOut(0, count=2, frames=5, side=32)
+    made.held_out = HeldOut(Storybook(0), count=2, frames=5, side=32)
     return made
 
 
@@ -203,7 +204,7 @@ class Mirror:
 
 
 def test_the_report_knows_the_sources_flicker_from_the_models(tmp_path):
-    held_out = HeldOut(0, count=3, frames=9, side=32)
+    held_out = HeldOut(Storybook(0), count=3, frames=9, side=32)
     perfect = held_out.report(Mirror(frozen=False), tmp_path / "a.png")
     assert perfect["eval_psnr"] == 100
     assert (perfect["ssim"], perfect["excess"], perfect["residual_flicker"]) == (1, 1, 0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from cogvideox.core.errors import InputError, nearest
@@ -78,9 +78,14 @@ def held_out(samples: Sequence[Sample], count: int) -> list[int]:
     No source is both trained on and judged by, in whatever shape or span, and a manifest that grows keeps
     most of them.
     """
-    sources = sorted({sample.row.source for sample in samples}, key=_hash)
-    few = set(sources[: min(count, len(sources) // 10)])
+    few = few_sources((sample.row.source for sample in samples), count)
     return [index for index, sample in enumerate(samples) if sample.row.source in few]
+
+
+def few_sources(sources: Iterable[str], count: int) -> set[str]:
+    """About `count` of them, at most one in ten: those with the lowest hashes."""
+    found = sorted(set(sources), key=_hash)
+    return set(found[: min(count, len(found) // 10)])
 
 
 def _hash(name: str) -> bytes:

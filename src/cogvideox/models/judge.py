@@ -20,6 +20,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from cogvideox.models.vae.layers import group_norm
+
 STRIDE = 8
 """Pixels of a cell."""
 GRID = 3
@@ -92,7 +94,7 @@ class Layer(nn.Module):
             after = torch.where(at % frames == frames - 1, at, at + 1)
             past, future = x_NCHW[:, :c].index_select(0, before), x_NCHW[:, c : 2 * c].index_select(0, after)
             x_NCHW = torch.cat([past, future, x_NCHW[:, 2 * c :]], dim=1)
-        y_NCHW = self.norm(self.conv(x_NCHW))
+        y_NCHW = group_norm(self.conv(x_NCHW), self.norm)
         return F.relu(y_NCHW if skip is None else y_NCHW + skip)
 
 
@@ -228,7 +230,7 @@ class JudgeNet(nn.Module):
         for block in self.blocks16:
             x16 = block(x16, frames)
         wide = F.interpolate(self.coarse(x16), scale_factor=2, mode="nearest")
-        cells_NDHW = F.relu(self.norm(self.fine(x8) + wide))
+        cells_NDHW = F.relu(group_norm(self.fine(x8) + wide, self.norm))
 
         def per_cell(maps_NCHW: Tensor) -> Tensor:
             return maps_NCHW.flatten(2).mT.unflatten(0, (batch, frames))

@@ -46,6 +46,8 @@ class Scheme:
     """They exchange heads for rows, instead of gathering keys."""
     recompute: bool = False
     """Activations inside of blocks are computed again in the backward pass, not kept."""
+    clips: bool = False
+    """Micro-batches are clips, which their task cuts along time where processes share them."""
     compile: bool = False
     """Blocks are compiled, once for each of the first eight shapes of packs; others run as they are."""
 
@@ -121,6 +123,12 @@ class Ranks:
         """How many processes work on the same micro-batches now; each counts for its part of their losses."""
         return self.team.size
 
+    @property
+    def partners(self) -> Group | None:
+        """The processes that work on the same micro-batches now; None for one alone."""
+        mesh = self.team.mesh()
+        return None if mesh is None else mesh.sequence
+
     def share(self, wanted: int) -> None:
         """Let so many processes, one of the scheme's `sequences`, share the tokens of micro-batches from now
         on. Those whose rank over their number is the same share them.
@@ -133,7 +141,7 @@ class Ranks:
 
         InputError when the module has no blocks or no tokens, and the scheme is about them.
         """
-        if self.team.meshes:
+        if self.team.meshes and not self.scheme.clips:
             if not isinstance(module, Transformer):
                 raise InputError(
                     f"only a transformer's tokens can be shared, not a {type(module).__name__}'s"

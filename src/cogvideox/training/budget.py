@@ -116,6 +116,23 @@ def activations(spec: TransformerSpec, tokens: int, *, recompute: bool, shards: 
     return tensor * (spec.layers + SAVED if recompute else spec.layers * SAVED) + gathered
 
 
+def kept(run: Callable[[], Tensor], module: nn.Module) -> int:
+    """Bytes that `run` keeps for its backward, each piece of memory once, the weights of `module` left out.
+    On the meta device this costs nothing.
+    """
+    weights = {p.untyped_storage()._cdata for p in module.parameters()}
+    found: dict[int, torch.UntypedStorage] = {}
+
+    def keep(x: Tensor) -> Tensor:
+        found[x.untyped_storage()._cdata] = x.untyped_storage()  # held, so that no other takes its number
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        result = run()
+    assert result.requires_grad
+    return sum(storage.nbytes() for number, storage in found.items() if number not in weights)
+
+
 def block_parameters(spec: TransformerSpec) -> int:
     """Weights of one block."""
     return sum(parameter.numel() for parameter in on_meta(spec).blocks[0].parameters())

@@ -25,14 +25,12 @@ from cogvideox.models.text import TextEncoder
 from cogvideox.models.transformer.model import Transformer
 from cogvideox.training.budget import train_flops
 from cogvideox.training.packs import VALIDATION, Item, PackedBatches, PackedRow
-from cogvideox.training.task import Loss, Phase
+from cogvideox.training.task import Loss, Phase, Unreadable
 
 BINS = range(0, 1000, 250)
 """First timesteps of the bins by which losses are told."""
 VALIDATED = (100, 300, 500, 700, 900)
 """Timesteps of the validation's losses: those of the paper's table 9."""
-LOST = 0.01
-"""Share of the samples that may be unreadable."""
 VALIDATION_ROW = 8
 """Samples that are validated at a time."""
 
@@ -55,7 +53,7 @@ class DiffusionTask:
         """
         self.model, self.spec, self.text, self._batches = model, spec, text, batches
         self.schedule, self._judge, self.objective = schedule, judge, batches.objective
-        self._lost: dict[str, str] = {}
+        self._lost = Unreadable(len(batches.lengths))
         self.objective.check(spec)
         if text is None and spec.unconditional == "empty":
             raise InputError("the unconditional mode 'empty' needs the text encoder in training")
@@ -78,7 +76,7 @@ class DiffusionTask:
 
     def loss(self, phase: str, micro: PackedRow, step: int) -> Loss:
         items = micro.items
-        self._count(items)
+        self._lost.add({item.name: item.unreadable for item in items if item.unreadable})
         self.model.policy = micro.positions or self.spec.position_policy
         total, weight, losses_S, segments = self._losses(self.model, items, step)
         read = [not item.unreadable for item in items]
@@ -149,14 +147,6 @@ class DiffusionTask:
         subject = pad_front(item.subject_THW[None].float(), patch)[0]
         weights = 1.0 + (self.objective.subject_weight - 1.0) * subject
         return (weights / weights[_front(item, len(weights)) :].mean()).sqrt()
-
-    def _count(self, items: Sequence[Item]) -> None:
-        """Remember what could not be read; InputError when that is too much."""
-        self._lost |= {item.name: item.unreadable for item in items if item.unreadable}
-        if self._lost and len(self._lost) > LOST * (known := len(self._batches.lengths)):
-            name, reason = next(iter(self._lost.items()))
-            told = f"{len(self._lost)} of {known} samples cannot be read, more than {LOST:.0%}"
-            raise InputError(f"{told}; the first, {name}: {reason}")
 
     def evaluate(self, weights: Mapping[str, dict[str, Tensor]], folder: Path, step: int) -> dict[str, float]:
         """Losses of the held-out samples with averaged weights, then the judge."""

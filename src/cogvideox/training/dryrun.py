@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from rich.table import Table
+from torch.utils.flop_counter import FlopCounterMode
 
 from cogvideox.core.device import peak_memory
 from cogvideox.core.pack import Segment
@@ -52,12 +54,22 @@ def plan(recipe: AnyRecipe) -> list[StagePlan]:
 
 def _vae_stages(recipe: VAERecipe) -> Iterator[StagePlan]:
     with budget.META:
-        model = vae.VAE(recipe.vae)
+        model = vae.VAE(recipe.vae).bfloat16()
     blocks = None if recipe.optimizer.matrix_lr is None else vae.matrix_blocks
-    need = budget.need(model, blocks)
     for span, stage in zip(recipe.spans, recipe.stages, strict=True):
-        pixels = stage.batch * stage.crops * stage.frames * stage.crop**2
-        yield StagePlan(span.name, stage.steps, pixels, 0.0, need)
+        kept, flops = _vae_pass(model, stage.frames, stage.crop)
+        at_once, clips = -(-stage.batch // stage.micro) * stage.crops, stage.batch * stage.crops
+        need = budget.need(model, blocks, activations=kept * at_once // stage.sequence)
+        pixels = clips * stage.frames * stage.crop**2
+        yield StagePlan(span.name, stage.steps, pixels, 3.0 * flops * clips, need)
+
+
+def _vae_pass(model: vae.VAE, frames: int, side: int) -> tuple[int, int]:
+    """Bytes that a clip's way through a VAE on the meta device keeps for the backward, and its operations."""
+    video = torch.empty(1, 3, frames, side, side, dtype=model.dtype, device=budget.META)
+    with FlopCounterMode(display=False) as counter:
+        kept = budget.kept(lambda: model.decode(model.posterior(video).mean), model)
+    return kept, counter.get_total_flops()
 
 
 def _judge_stages(recipe: JudgeRecipe) -> Iterator[StagePlan]:
@@ -118,6 +130,9 @@ def needed(recipe: AnyRecipe, processes: int) -> int:
         stages = [s.model_copy(update={"sequence": min(s.sequence, processes)}) for s in recipe.stages]
         layout = recipe.parallel.model_copy(update={"shards": shards})
         recipe = recipe.model_copy(update={"parallel": layout, "stages": stages})
+    if isinstance(recipe, VAERecipe):
+        fewer = tuple(replace(s, sequence=min(s.sequence, processes)) for s in recipe.stages)
+        recipe = recipe.model_copy(update={"stages": fewer})
     return max(stage.need.total for stage in plan(recipe))
 
 

@@ -11,11 +11,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from cogvideox.core.errors import InputError
 from cogvideox.core.files import atomic_path
 from cogvideox.data.metrics import flicker, frame_psnr, ssim
-from cogvideox.data.storybook import World
 from cogvideox.generation.media import to_frames, to_signed
 from cogvideox.models.vae.autoencoder import VAE
+from cogvideox.training.footage import Footage
 
 SHOWN = 8
 """Clips on the contact sheet, a row each: every second frame."""
@@ -29,20 +30,20 @@ def changing(video_BCTHW: Tensor) -> Tensor:
 
 
 class HeldOut:
-    """Clips of Storybook's held-out split, rendered when first asked for."""
+    """Square clips that training never sees, read when first asked for."""
 
-    def __init__(self, seed: int, count: int = 16, frames: int = 17, side: int = 128) -> None:
-        self.seed, self.count, self.frames, self.side = seed, count, frames, side
+    def __init__(self, source: Footage, count: int = 16, frames: int = 17, side: int = 128) -> None:
+        self.source, self.count, self.frames, self.side = source, count, frames, side
         self._clips: list[Tensor] = []
 
     def clips(self) -> list[Tensor]:
         """fp32 (1, 3, T, H, W) in [-1, 1], the same at every call."""
         if not self._clips:
-            world = World(seed=self.seed, split="heldout")
-            for index in range(self.count):
-                clip = world.clip(index, duration=self.frames / 8)
-                video = clip.render(frames=self.frames, fps=8, height=self.side, width=self.side)
-                self._clips.append(to_signed(video))
+            found = self.source.held_out(self.count, self.frames, self.side)
+            self._clips = [to_signed(video) for video in found]
+            if not self._clips:
+                shape = f"{self.frames} frames at 8 per second of {self.side} pixels"
+                raise InputError(f"no clip of {shape} is left for validation: ten or more sources are needed")
         return self._clips
 
     @torch.no_grad()

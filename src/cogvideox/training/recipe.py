@@ -56,6 +56,15 @@ class Strict(BaseModel):
     model_config = _STRICT
 
 
+class RecordedData(Strict):
+    """Clips and pictures to train a VAE on; captions are not looked at."""
+
+    manifest: Path
+    """Parquet or JSONL, a row a clip; or a folder of clips that `cogvideox data check` knows."""
+    held: NonNegativeInt = 16
+    """Sources that are kept for validation, at most one in ten."""
+
+
 class VAERecipe(Strict):
     """Training of a VAE."""
 
@@ -65,6 +74,8 @@ class VAERecipe(Strict):
     loss: VAELoss
     adversarial: Adversarial | None = None
     """The discriminator, which joins after some steps; none without."""
+    data: RecordedData | None = None
+    """None: Storybook."""
     stages: Annotated[tuple[VAEStage, ...], Field(min_length=1)]
     optimizer: Rates
     discriminator: Rates = Rates(matrix_lr=None, lr=2e-4)
@@ -76,7 +87,10 @@ class VAERecipe(Strict):
         """The stages, as the loop knows them."""
         ends = accumulate((stage.steps for stage in self.stages), initial=0)
         names = ("images" if stage.frames == 1 else f"{stage.frames} frames" for stage in self.stages)
-        return [Span(name, at) for name, at in zip(names, ends, strict=False)]
+        return [
+            Span(name, at, sequence=stage.sequence)
+            for name, at, stage in zip(names, ends, self.stages, strict=False)
+        ]
 
 
 class JudgeRecipe(Strict):

@@ -24,6 +24,7 @@ from cogvideox.parallel.training import Scheme, connect
 from cogvideox.training.diffusion import DiffusionTask
 from cogvideox.training.finetune import run_lora
 from cogvideox.training.folder import Run, begin
+from cogvideox.training.footage import Recordings
 from cogvideox.training.ingredients import CPU, Ingredients, assemble
 from cogvideox.training.judge import JudgeTask, judge_spec, write_judge
 from cogvideox.training.metrics import Writer
@@ -63,6 +64,8 @@ def run_recipe(recipe: AnyRecipe, folder: Path, *, workers: int = 1, writers: Se
 
 def scheme(recipe: AnyRecipe) -> Scheme:
     """How the recipe is trained by several processes."""
+    if isinstance(recipe, VAERecipe):
+        return Scheme(sequences=tuple(stage.sequence for stage in recipe.stages), clips=True)
     if not isinstance(recipe, TransformerRecipe):
         return Scheme()
     asked = recipe.parallel
@@ -93,6 +96,8 @@ def run_vae(recipe: VAERecipe, run: Run) -> Path:
         perceptual,
         seed=recipe.seed,
         adversarial=recipe.adversarial,
+        footage=None if recipe.data is None else Recordings(recipe.data.manifest, recipe.data.held),
+        ranks=run.ranks,
     )
     rates = {"vae": recipe.optimizer, "discriminator": recipe.discriminator}
     weights = run.train(recipe, task, rates)["vae"].ema_weights()

@@ -10,6 +10,8 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from cogvideox.core.errors import InputError
+
 Metrics = Mapping[str, tuple[float, float]]
 """Name -> (weighted sum, weight): means come out right over micro-batches, steps and ranks.
 
@@ -76,3 +78,23 @@ class Named(Protocol):
     def ids(self, micro: Any) -> list[str]:
         """Names of the samples."""
         ...
+
+
+LOST = 0.01
+"""Share of the samples that may be unreadable before a run ends."""
+
+
+class Unreadable:
+    """Samples that could not be read, and when they are too many."""
+
+    def __init__(self, known: int) -> None:
+        """`known`: how many samples there are."""
+        self.known, self.reasons = known, dict[str, str]()
+
+    def add(self, reasons: Mapping[str, str]) -> None:
+        """Remember them, by name. InputError when they are more than `LOST`."""
+        self.reasons.update(reasons)
+        if self.reasons and len(self.reasons) > LOST * self.known:
+            name, reason = next(iter(self.reasons.items()))
+            told = f"{len(self.reasons)} of {self.known} samples cannot be read, more than {LOST:.0%}"
+            raise InputError(f"{told}; the first, {name}: {reason}")

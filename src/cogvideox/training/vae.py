@@ -22,17 +22,17 @@ from torch.utils.data import Dataset
 from cogvideox.core import rng
 from cogvideox.core.errors import InputError
 from cogvideox.core.shapes import FRAMES_PER_LATENT, latent_frames
-from cogvideox.data.storybook import World
 from cogvideox.data.video import Frames
 from cogvideox.generation.media import to_signed
 from cogvideox.models.discriminator import Discriminator, DiscriminatorSpec
 from cogvideox.models.specs import VAESpec
 from cogvideox.models.vae.autoencoder import VAE, Posterior
-from cogvideox.parallel.groups import Group
 from cogvideox.parallel.temporal import Clip, Whole, slices
+from cogvideox.parallel.training import ALONE, Ranks, fit
+from cogvideox.training.footage import Footage, Storybook
 from cogvideox.training.heldout import HeldOut
 from cogvideox.training.perceptual import Choice, Perceptual
-from cogvideox.training.task import Loss, Phase
+from cogvideox.training.task import Loss, Phase, Unreadable
 
 FLOOR, CEILING = 1e-4, 1e4
 """Of the discriminator's gradient norm, added to it, and of the balance: it stays finite."""
@@ -58,19 +58,19 @@ class VAEStage:
     candidates: int = 1
     """Places that are drawn for each crop; the one with the most motion is cut, for that is what is hard."""
     micro: int = 1
-    """Micro-batches that the clips of a step are dealt to: they need less memory, and can go to several
-    processes.
+    """Micro-batches that the clips of a step are dealt to: they need less memory, and go to as many
+    processes, or groups of them.
     """
+    sequence: int = 1
+    """Processes that share each clip, cut along time, if so many divide those that there are."""
 
     def __post_init__(self) -> None:
         if self.frames % FRAMES_PER_LATENT != 1:
             raise InputError(f"clips have 4k+1 frames, not {self.frames}")
         if self.crop % 8 or not 16 <= self.crop <= min(self.sizes):
             raise InputError(f"crop {self.crop} is not a multiple of 8 from 16 to the smallest of `sizes`")
-        if not 1 <= self.micro <= self.batch * self.crops:
-            raise InputError(
-                f"micro {self.micro} is not from 1 to the step's {self.batch * self.crops} clips"
-            )
+        if not 1 <= self.micro <= self.batch:
+            raise InputError(f"micro {self.micro} is not from 1 to the step's {self.batch} clips")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,14 +113,19 @@ class Micro:
     """Number of the first of them among all clips of the step: what they are called in keys."""
     names: tuple[str, ...] = ()
     """What each of them shows, for records."""
+    unreadable: Mapping[str, str] = field(default_factory=dict)
+    """Name -> why, of clips that others stand for."""
 
 
 class VAEBatches(Dataset[Any]):
-    """Step -> its micro-batches; a function of its key."""
+    """Step -> its micro-batches that are this rank's, a function of its key; those that share clips have the
+    same.
+    """
 
-    def __init__(self, stages: tuple[VAEStage, ...], seed: int, split: str = "train") -> None:
-        self.stages, self.seed, self.split = stages, seed, split
-        self.world: World | None = None
+    def __init__(
+        self, stages: tuple[VAEStage, ...], footage: Footage, seed: int, rank: int = 0, ranks: int = 1
+    ) -> None:
+        self.stages, self.footage, self.seed, self.rank, self.ranks = stages, footage, seed, rank, ranks
 
     def __len__(self) -> int:
         return sum(stage.steps for stage in self.stages)
@@ -133,26 +138,25 @@ class VAEBatches(Dataset[Any]):
         raise IndexError(step)
 
     def __getitem__(self, step: int) -> list[Micro]:
-        if self.world is None:
-            self.world = World(seed=self.seed, split=self.split)
-        stage, draw = self.stage(step), rng.generator(self.seed, "vae-batch", step)
-        side = int(draw.choice(stage.sizes))
-        clips, names = [], []
-        for index in draw.integers(2**31, size=stage.batch):
-            fps = int(draw.choice(stage.fps)) if len(stage.fps) > 1 else stage.fps[0]
-            # Long enough for the latest start, so that the action never ends before the clip.
-            clip = self.world.clip(int(index), duration=1.0 + stage.frames / fps)
-            start = float(draw.uniform(0.0, 1.0))
-            video = clip.render(frames=stage.frames, fps=fps, height=side, width=side, start=start)
-            for places in draw.integers(side - stage.crop + 1, size=(stage.crops, stage.candidates, 2)):
-                cut = [video[:, y : y + stage.crop, x : x + stage.crop] for y, x in places]
+        stage = self.stage(step)
+        side = int(rng.generator(self.seed, "vae-side", step).choice(stage.sizes))
+        each = fit(stage.sequence, self.ranks)
+        parts = np.array_split(np.arange(stage.batch), stage.micro)
+        mine = parts[self.rank // each :: self.ranks // each]
+        return [self._micro(step, stage, side, part.tolist()) for part in mine]
+
+    def _micro(self, step: int, stage: VAEStage, side: int, numbers: list[int]) -> Micro:
+        clips, names, unreadable = [], [], dict[str, str]()
+        for number in numbers:
+            draw = rng.generator(self.seed, "vae-clip", step, number)
+            found = self.footage.cut(draw, stage.frames, int(draw.choice(stage.fps)), side)
+            room = np.subtract(found.video_THWC.shape[1:3], stage.crop) + 1
+            for places in draw.integers(room, size=(stage.crops, stage.candidates, 2)):
+                cut = [found.video_THWC[:, y : y + stage.crop, x : x + stage.crop] for y, x in places]
                 clips.append(torch.from_numpy(max(cut, key=motion)))
-                names.append(f"clip {index} at {start:.3f} s")
-        parts, first = [], 0
-        for part in torch.stack(clips).tensor_split(stage.micro):
-            parts.append(Micro(part, first, tuple(names[first : first + len(part)])))
-            first += len(part)
-        return parts
+                names.append(found.name)
+            unreadable |= found.unreadable
+        return Micro(torch.stack(clips), numbers[0] * stage.crops, tuple(names), unreadable)
 
 
 def motion(video_THWC: Frames) -> float:
@@ -203,9 +207,10 @@ class VAETask:
         seed: int,
         adversarial: Adversarial | None = None,
         dtype: torch.dtype = torch.bfloat16,
-        time: Group | None = None,
+        footage: Footage | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
-        """`time`: the processes that share every clip along time."""
+        """`footage`: by default Storybook."""
         # Only initial weights are drawn from the global generator, here and at no other time.
         torch.manual_seed(seed)
         self.vae = VAE(spec)
@@ -218,12 +223,14 @@ class VAETask:
             self.discriminator = Discriminator(adversarial.model)
             _prepare(self.discriminator, dtype)
             self.discriminator.logits.float()
-        self.spec, self.stages, self.seed, self.time = spec, stages, seed, time
+        self.spec, self.stages, self.seed, self.ranks = spec, stages, seed, ranks
         self.weights, self.perceptual, self.adversarial = loss, perceptual, adversarial
-        self.held_out = HeldOut(seed)
+        self.footage = footage or Storybook(seed)
+        self.held_out = HeldOut(self.footage, side=min(stages[-1].sizes))
+        self._lost = Unreadable(self.footage.known)
 
     def batches(self) -> VAEBatches:
-        return VAEBatches(self.stages, self.seed)
+        return VAEBatches(self.stages, self.footage, self.seed, self.ranks.rank, self.ranks.size)
 
     @property
     def phases(self) -> tuple[Phase, ...]:
@@ -236,8 +243,9 @@ class VAETask:
         return list(micro.names)
 
     def loss(self, phase: str, micro: Micro, step: int) -> Loss:
-        frames = micro.video_BTHWC.shape[1]
-        clip = Whole() if self.time is None else slices(self.time, frames)
+        self._lost.add(micro.unreadable)
+        frames, team = micro.video_BTHWC.shape[1], self.ranks.partners
+        clip = Whole() if team is None else slices(team, frames)
         video = signed(clip.cut(micro.video_BTHWC, axis=1)).to(self.vae.decoder.conv_in.weight)
         if phase == "vae":
             return self._vae_loss(clip, video, micro, step)
@@ -279,7 +287,7 @@ class VAETask:
             "std": posterior.mean.float().std(),
         }
         found = _loss(loss + self.weights.kl_weight * kl, len(video), here, means)
-        return replace(found, metrics={**found.metrics, "samples": (found.weight, 1.0)})
+        return replace(found, metrics={**found.metrics, "samples": (float(len(video)), 1.0)})
 
     def _looks(self, clip: Clip, made: Tensor, video: Tensor, micro: Micro, step: int) -> Tensor:
         """Perceptual distance of drawn frames: the sum of those that are here over the number of all."""
