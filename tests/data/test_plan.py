@@ -64,7 +64,7 @@ def test_a_stream_goes_on_from_its_position():
 
     def source(first):
         opened.append(first)
-        return ((f"clip {n}", lengths[n]) for n in range(first, len(lengths)))
+        return ((n, f"clip {n}", lengths[n]) for n in range(first, len(lengths)))
 
     whole = list(stream_rows(source, max(lengths), 16))
     assert sorted(clip for row, _ in whole for clip in row) == sorted(f"clip {n}" for n in range(150))

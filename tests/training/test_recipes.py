@@ -186,8 +186,11 @@ def stage(**changes):
             "unknown part 'single-9f-32x3' .did you mean 'single-9f-32x32'",
         ),
         ({"stages": [stage(), stage()]}, "two stages are called all"),
-        ({"data": {"manifest": "x", "encoded": "y"}}, "a `manifest` or an `encoded` folder, one of them"),
-        ({"data": {"held": 3}}, "a `manifest` or an `encoded` folder, one of them"),
+        (
+            {"data": {"manifest": "x", "encoded": "y"}},
+            "a `manifest`, a `stream` or an `encoded` folder, one of them",
+        ),
+        ({"data": {"held": 3}}, "a `manifest`, a `stream` or an `encoded` folder, one of them"),
         ({"objective": {"drop_image": 1.1}}, "objective.drop_image: "),
         ({"model": DIFFUSION["model"] | {"first_frame": False}}, "known > 0 .*first_frame: true"),
         ({"objective": {"drop_txt": 0.1}}, "objective.drop_txt: unknown key .did you mean 'drop_text'"),

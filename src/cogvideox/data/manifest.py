@@ -76,10 +76,7 @@ def read_manifest(path: str | Path) -> list[Row]:
     path, rows = Path(path), []
     seen: dict[str, int] = {}
     for number, text in enumerate(_records(path), 1):
-        try:
-            row = _ROW.validate_json(text)
-        except ValidationError as error:
-            raise InputError(f"{path}: row {number}: {_told(error)}") from None
+        row = read_row(text, f"{path}: row {number}")
         if row.id in seen:
             raise InputError(f"{path}: row {number}: id {row.id!r} is that of row {seen[row.id]} too")
         seen[row.id] = number
@@ -87,6 +84,14 @@ def read_manifest(path: str | Path) -> list[Row]:
     if not rows:
         raise InputError(f"{path}: the manifest has no rows")
     return rows
+
+
+def read_row(text: str, where: str) -> Row:
+    """A row from its JSON. InputError, which begins with `where`, for what is missing, unknown or wrong."""
+    try:
+        return _ROW.validate_json(text)
+    except ValidationError as error:
+        raise InputError(f"{where}: {_told(error)}") from None
 
 
 def write_manifest(path: str | Path, rows: Iterable[Row]) -> int:

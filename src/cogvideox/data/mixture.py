@@ -33,7 +33,7 @@ class Choice:
 
     def of(self, samples: Sequence[Sample]) -> list[int]:
         """Which they are. InputError when there is none."""
-        found = [index for index, sample in enumerate(samples) if self._takes(sample)]
+        found = [index for index, sample in enumerate(samples) if self.takes(sample)]
         if self.largest is not None:
             rows = {samples[i].row.id: i for i in sorted(found, key=lambda i: samples[i].numbers)}
             found = sorted(rows.values())
@@ -48,7 +48,8 @@ class Choice:
             raise InputError(f"a stage asks for samples that are not there: {hint}")
         return found
 
-    def _takes(self, sample: Sample) -> bool:
+    def takes(self, sample: Sample) -> bool:
+        """Whether it meets all conditions that do not depend on other samples."""
         scores = sample.row.scores
         return (
             (self.label is None or self.label in sample.row.labels)

@@ -89,25 +89,25 @@ class Position:
     """Where a packed stream stands: with it, a checkpoint lets the stream go on exactly."""
 
     next: int = 0
-    """Samples that were taken from the stream."""
+    """Number of the next sample of the stream."""
     waiting: tuple[int, ...] = ()
-    """Of these, those that no row has yet, by their numbers."""
+    """Those before it that no row has yet."""
 
 
 def stream_rows(
-    source: Callable[[int], Iterable[tuple[T, int]]],
+    source: Callable[[int], Iterable[tuple[int, T, int]]],
     capacity: int,
     look_ahead: int = LOOK_AHEAD,
     at: Position = Position(),
 ) -> Iterator[tuple[list[T], Position]]:
     """Rows of a stream that has no index, each with the position after it.
 
-    `source(n)` gives the stream's samples and their tokens from number n on. Samples that wait are not kept
-    in the position: a resume reads them again, from the first of them on.
+    `source(n)` gives (number, sample, tokens) from number n on; numbers may be left out. Samples that wait
+    are not kept in the position: a resume reads them again, from the first of them on.
     """
     packer, held = Packer(capacity, look_ahead), dict[int, T]()
     number = first = min((at.next, *at.waiting))
-    for number, (sample, tokens) in enumerate(source(first), first):
+    for number, sample, tokens in source(first):
         if number < at.next and number not in at.waiting:
             continue
         held[number] = sample

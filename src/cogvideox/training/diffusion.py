@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +19,7 @@ from torch import Tensor
 from cogvideox.core import rng
 from cogvideox.core.errors import InputError
 from cogvideox.core.pack import Segment
+from cogvideox.data.plan import Position
 from cogvideox.diffusion.inputs import Sample, build_pack, image_condition, pad_front, split_output
 from cogvideox.diffusion.objective import v_loss
 from cogvideox.diffusion.schedule import Schedule
@@ -25,12 +28,15 @@ from cogvideox.models.text import TextEncoder
 from cogvideox.models.transformer.model import Transformer
 from cogvideox.training.budget import train_flops
 from cogvideox.training.packs import VALIDATION, Item, PackedBatches, PackedRow
+from cogvideox.training.stream import StreamBatches
 from cogvideox.training.task import Loss, Phase, Unreadable
 
 BINS = range(0, 1000, 250)
 """First timesteps of the bins by which losses are told."""
 VALIDATED = (100, 300, 500, 700, 900)
 """Timesteps of the validation's losses: those of the paper's table 9."""
+FULL = 1000
+"""Samples of a stream of which the share that is unreadable is told at least."""
 VALIDATION_ROW = 8
 """Samples that are validated at a time."""
 
@@ -54,6 +60,7 @@ class DiffusionTask:
         self.model, self.spec, self.text, self._batches = model, spec, text, batches
         self.schedule, self._judge, self.objective = schedule, judge, batches.objective
         self._lost = Unreadable(len(batches.lengths))
+        self._after: Position | None = None
         self.objective.check(spec)
         if text is None and spec.unconditional == "empty":
             raise InputError("the unconditional mode 'empty' needs the text encoder in training")
@@ -75,7 +82,9 @@ class DiffusionTask:
         return [item.name for item in micro.items]
 
     def loss(self, phase: str, micro: PackedRow, step: int) -> Loss:
-        items = micro.items
+        items, self._after = micro.items, micro.after or self._after
+        if self._after is not None:
+            self._lost.known = max(FULL, self._after.next)
         self._lost.add({item.name: item.unreadable for item in items if item.unreadable})
         self.model.policy = micro.positions or self.spec.position_policy
         total, weight, losses_S, segments = self._losses(self.model, items, step)
@@ -96,6 +105,15 @@ class DiffusionTask:
             ]
             metrics[f"loss_{low}"] = sum(inside), float(len(inside))
         return Loss(total, weight, metrics)
+
+    def state(self) -> dict[str, Any]:
+        """Where a stream stands; nothing where samples have an index."""
+        return {} if self._after is None else {"stream": asdict(self._after)}
+
+    def restore(self, step: int, state: Mapping[str, Any]) -> None:
+        if isinstance(self._batches, StreamBatches) and (found := state.get("stream")):
+            self._after = Position(found["next"], tuple(found["waiting"]))
+            self._batches.at = step, self._after
 
     def _losses(
         self, model: Transformer, items: Sequence[Item], step: int

@@ -37,6 +37,7 @@ from cogvideox.training.metrics import Meter
 from cogvideox.training.packs import PackedBatches
 from cogvideox.training.recipe import NewText, StorybookData, TransformerRecipe
 from cogvideox.training.stores import encode_rows, encode_storybook, live
+from cogvideox.training.stream import StreamBatches
 from cogvideox.training.text import TextTask, make_tokenizer, new_t5, tokenize
 
 CPU = torch.device("cpu")
@@ -79,9 +80,28 @@ class Ingredients:
         assert self.store is not None
 
     @cached_property
+    def stream(self) -> StreamBatches | None:
+        """The rows of this process, if the recipe trains on a stream."""
+        data, recipe, ranks = self.recipe.data, self.recipe, self.run.ranks
+        if isinstance(data, StorybookData) or data.stream is None:
+            return None
+        return StreamBatches(
+            data.stream,
+            Encoder(self.spec, self.vae, None, recipe.seed),
+            [stage.loaded for stage in recipe.stages],
+            recipe.objective,
+            seed=recipe.seed,
+            held=data.held,
+            rank=ranks.rank,
+            ranks=ranks.size,
+        )
+
+    @cached_property
     def store(self) -> Store:
-        """The samples."""
+        """The samples; of a stream, those that are near."""
         data, seed = self.recipe.data, self.recipe.seed
+        if self.stream is not None:
+            return self.stream.store
         if isinstance(data, StorybookData):
             encoder = Encoder(self.spec, self.vae, None, seed)
             count = sum(part.clips for part in data.parts)
@@ -139,6 +159,8 @@ class Ingredients:
 
     def batches(self) -> PackedBatches:
         """The rows of this process."""
+        if self.stream is not None:
+            return self.stream
         recipe = self.recipe
         return PackedBatches(
             self.store,

@@ -23,7 +23,7 @@ from cogvideox.training.checkpoint import Checkpoints, State
 from cogvideox.training.interrupt import Interrupt, Stopped, ignore
 from cogvideox.training.metrics import Journal, Meter, Writer
 from cogvideox.training.optim import MasterOptimizer
-from cogvideox.training.task import Metrics, Named, Phase, Task
+from cogvideox.training.task import Metrics, Named, Phase, Stateful, Task
 
 BAD = 10  # steps in a row with numbers that are not finite end the run
 
@@ -191,6 +191,8 @@ class Trainer:
             "skipped": self.skipped,
             "bad": self.bad,
         }
+        if isinstance(self.task, Stateful):
+            here["data"] = self.task.state()
         return {"run": here} | {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()}
 
     def resume(self) -> None:
@@ -199,6 +201,8 @@ class Trainer:
             self.step, state = found
             self.saved, here = self.step, state["run"]
             self.skipped, self.bad = here["skipped"], here["bad"]
+            if isinstance(self.task, Stateful):
+                self.task.restore(self.step, here["data"])
             for name, optimizer in self.optimizers.items():
                 optimizer.load_state_dict(state[name])
 

@@ -23,7 +23,7 @@ from cogvideox.core import rng
 from cogvideox.core.errors import InputError
 from cogvideox.data.encoded import Store
 from cogvideox.data.mixture import Choice, held_out, repeats
-from cogvideox.data.plan import LOOK_AHEAD, Cost, Plan, Row, deal, imbalance
+from cogvideox.data.plan import LOOK_AHEAD, Cost, Plan, Position, Row, deal, imbalance
 from cogvideox.data.samples import Sample
 from cogvideox.diffusion.timesteps import iid, per_rank, stratified
 from cogvideox.models.specs import ModelSpec, PositionPolicy
@@ -126,6 +126,8 @@ class PackedRow:
     """Of the step: how much longer than the average the dearest rank takes."""
     positions: PositionPolicy | None = None
     """That of the stage."""
+    after: Position | None = None
+    """Where the stream stands after the step; None: samples have an index, and the step says all."""
 
 
 class PackedBatches(Dataset[Any]):

@@ -134,6 +134,10 @@ class ManifestData(Strict):
     """Parquet or JSONL, a row a clip; or a folder of clips with captions, in any layout that `cogvideox data
     check` knows.
     """
+    stream: Path | None = None
+    """JSONL too long to be planned: its rows are read in their order, again and again, and encoded as they
+    come. Who writes it shuffles it, and mixes images and clips: the shares of `mix` mean nothing here.
+    """
     kept: bool = False
     """Encode all clips into the run's folder first, for sets that fit there; else as they are needed."""
     encoded: Path | None = None
@@ -143,8 +147,8 @@ class ManifestData(Strict):
 
     @model_validator(mode="after")
     def _one_of_them(self) -> ManifestData:
-        if (self.manifest is None) == (self.encoded is None):
-            raise InputError("data needs a `manifest` or an `encoded` folder, one of them")
+        if (self.manifest, self.stream, self.encoded).count(None) != 2:
+            raise InputError("data needs a `manifest`, a `stream` or an `encoded` folder, one of them")
         return self
 
 
@@ -271,6 +275,13 @@ class TransformerRecipe(Strict):
     def _fits_together(self) -> Self:
         self.objective.check(self.model)
         _unique("stages", [stage.name for stage in self.stages])
+        if isinstance(self.data, ManifestData) and self.data.stream is not None:
+            for stage in self.stages:
+                if stage.largest is None or stage.best or not stage.mix.keys() <= KINDS.keys():
+                    told = "of a stream, a stage has `largest`, no `best` and no labels in `mix`"
+                    raise InputError(f"stage {stage.name}: {told}")
+            if self.text is not None or isinstance(self, LoraRecipe):
+                raise InputError("a new text encoder and an adapter are trained on a `manifest`, no `stream`")
         if isinstance(self.data, StorybookData):
             _unique("parts", names := [part.name for part in self.data.parts])
             for name in (name for stage in self.stages for name in stage.mix if name not in KINDS):

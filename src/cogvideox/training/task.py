@@ -80,6 +80,19 @@ class Named(Protocol):
         ...
 
 
+@runtime_checkable
+class Stateful(Protocol):
+    """A task whose batches depend on more than the step."""
+
+    def state(self) -> dict[str, Any]:
+        """What JSON holds, after the last step."""
+        ...
+
+    def restore(self, step: int, state: Mapping[str, Any]) -> None:
+        """Let the batches go on after so many steps, before they are asked for."""
+        ...
+
+
 LOST = 0.01
 """Share of the samples that may be unreadable before a run ends."""
 
