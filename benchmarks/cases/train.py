@@ -13,6 +13,7 @@ from torch import Tensor
 
 from benchmarks.case import Build, Case, Side
 from cogvideox import load
+from cogvideox.checkpoints.folder import read_spec
 from cogvideox.checkpoints.hub import MINI
 from cogvideox.core import heap, rng
 from cogvideox.core.shapes import latent_frames
@@ -20,6 +21,8 @@ from cogvideox.models.transformer.blocks import attention
 from cogvideox.training.diffusion import DiffusionTask
 from cogvideox.training.loop import Rates
 from cogvideox.training.packs import Item, Objective, PackedBatches, PackedRow
+from cogvideox.training.perceptual import Gradients
+from cogvideox.training.vae import Micro, VAELoss, VAEStage, VAETask
 
 MIX = ((1, 64, 64, 2), (17, 64, 64, 2), (17, 64, 112, 1), (17, 112, 64, 1), (49, 64, 64, 1))
 LARGE = ((1, 128, 128, 8), (17, 128, 128, 4))
@@ -53,7 +56,8 @@ def step(mix: tuple[tuple[int, int, int, int], ...]) -> Build:
         getattr(heap, "keep_freed_memory", int)()  # as the command does, since there is such a thing
         pipe = load(folder, dtype=dtype, device="cpu")
         model, row = pipe.transformer.requires_grad_(True), PackedRow(_items(mix), 3072, 0.0)
-        given = cast(PackedBatches, SimpleNamespace(objective=Objective(subject_weight=6.0), seed=0))
+        known = {"objective": Objective(subject_weight=6.0), "seed": 0, "lengths": [0]}
+        given = cast(PackedBatches, SimpleNamespace(**known))
         task = DiffusionTask(model, pipe.spec, pipe.text_encoder, given, pipe.schedule)
         optimizer = Rates(matrix_lr=0.02, lr=1.5e-3, ema=0.998).optimizer(task.phases[0])
 
@@ -65,6 +69,29 @@ def step(mix: tuple[tuple[int, int, int, int], ...]) -> Build:
 
         tokens = task.loss("model", row, 0).metrics["tokens"][0]
         return Side(run, (model,), amount=(tokens, "tokens"))
+
+    return make
+
+
+def vae_step(clips: int, frames: int, side: int) -> Build:
+    """Loss, gradients and update of one step of the VAE, its perceptual loss a cheap one."""
+
+    def make(folder: Path, dtype: torch.dtype) -> Side:
+        getattr(heap, "keep_freed_memory", int)()
+        spec = read_spec(folder).vae
+        stage = VAEStage(steps=1, batch=clips, frames=frames, crop=side)
+        task = VAETask(spec, (stage,), VAELoss(kl_weight=1e-5), Gradients(), seed=0, dtype=dtype)
+        optimizer = Rates(matrix_lr=0.02, lr=2e-3, ema=0.998).optimizer(task.phases[0])
+        noise = rng.normal((clips, frames, side, side, 3), 0, "video")
+        micro = Micro((noise * 60 + 128).clamp(0, 255).to(torch.uint8), 0)
+
+        def run() -> None:
+            with torch.enable_grad():
+                loss = task.loss("vae", micro, 0)
+                loss.total.backward()
+            optimizer.update(1e-6, 0, optimizer.collect(loss.weight))
+
+        return Side(run, (task.vae,), amount=(clips * frames * side**2 / 1e6, "megapixels"))
 
     return make
 
@@ -94,6 +121,8 @@ def cases(quick: bool) -> tuple[Case, ...]:
     fused: Any = F.scaled_dot_product_attention
     return (
         case("mini training step, a pack of 19 samples of 7 shapes", step(MIX + LARGE)),
+        case("mini VAE training step, 3 clips of 9x64x64", vae_step(3, 9, 64)),
+        case("mini VAE training step, 16 images of 64x64", vae_step(16, 1, 64)),
         case("attention in training, 48x4x128x64, fused", attend(fused)),
         case("attention in training, 48x4x128x64, plain", attend(attention)),
     )

@@ -2,9 +2,12 @@
 
 import json
 
+import numpy as np
 import pytest
 
 import cogvideox
+from cogvideox.data.storybook import World
+from cogvideox.data.video import read_video, write_video
 from cogvideox.training.recipe import load_recipe
 from cogvideox.training.run import run_recipe
 
@@ -48,3 +51,42 @@ def test_mini_goes_on_from_its_shipped_weights(tmp_path):
     model, shipped = cogvideox.load(str(home)), cogvideox.load("mini")
     assert model.model.fingerprint != shipped.model.fingerprint
     assert model("a tiger walks in a forest", height=64, width=64, frames=5, steps=4).frames.shape[0] == 5
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    """Twelve clips of one rocket, so that one can be kept for validation."""
+    home = tmp_path_factory.mktemp("clips")
+    prompts = []
+    for index in range(12):
+        clip = World(seed=5, split="train", level="single").describe("rocket", "move up", "snow", duration=2)
+        write_video(home / f"{index}.mp4", [clip.render(17, 8, 128, 128, start=0.05 * index)], 8.0)
+        prompts.append(clip.short_caption(index))
+    (home / "prompts.txt").write_text("\n".join(prompts))
+    (home / "videos.txt").write_text("\n".join(f"{index}.mp4" for index in range(12)))
+    return home
+
+
+def tuned(clips, folder, lr):
+    """Mean validation loss at each validation, and the likeness of a clip that is made to one that was shown."""
+    steps = ["stages.0.steps=160", "every={log: 20, evaluate: 40}", f"optimizer.lr={lr}"]
+    recipe = load_recipe("recipes/lora/mini.yaml", [f"data.manifest={clips}", "data.held=1", *steps])
+    adapter = run_recipe(recipe, folder)
+    prompt = (clips / "prompts.txt").read_text().splitlines()[0]
+    made = cogvideox.load("mini", lora=[adapter])(prompt, frames=17, seed=0).frames
+    true = read_video(clips / "0.mp4").frames
+    error = np.square(made.astype(float) - true).mean()
+    return [line["val"] for line in lines(folder) if "val" in line], 10 * np.log10(255**2 / error)
+
+
+def test_a_few_clips_are_learned_and_absurd_rates_show(clips, tmp_path):
+    """The loss of a clip that was kept back falls; a rate of 30 breaks what validation sees (a validation that
+    looked at other weights would not notice).
+    """
+    (base, *_), like_base = tuned(clips, tmp_path / "base", 0.0)
+    good, like_good = tuned(clips, tmp_path / "good", 1e-3)
+    bad, like_bad = tuned(clips, tmp_path / "bad", 30.0)
+    assert good[-1] < good[0] < base
+    assert like_good > like_base + 3
+    assert bad[-1] > 1.5 * base
+    assert like_bad < like_good - 5
