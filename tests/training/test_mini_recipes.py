@@ -59,7 +59,9 @@ def clips(tmp_path_factory):
     home = tmp_path_factory.mktemp("clips")
     prompts = []
     for index in range(12):
-        clip = World(seed=5, split="train", level="single").describe("rocket", "move up", "snow", duration=2)
+        clip = World(seed=5, split="train", level="single").describe(
+            "rocket", "move up", "meadow", duration=2
+        )
         write_video(home / f"{index}.mp4", [clip.render(17, 8, 128, 128, start=0.05 * index)], 8.0)
         prompts.append(clip.short_caption(index))
     (home / "prompts.txt").write_text("\n".join(prompts))
@@ -68,7 +70,7 @@ def clips(tmp_path_factory):
 
 
 def tuned(clips, folder, lr):
-    """Mean validation loss at each validation, and the likeness of a clip that is made to one that was shown."""
+    """Mean loss at each validation, and the likeness of a clip that is made to one that was shown."""
     steps = ["stages.0.steps=160", "every={log: 20, evaluate: 40}", f"optimizer.lr={lr}"]
     recipe = load_recipe("recipes/lora/mini.yaml", [f"data.manifest={clips}", "data.held=1", *steps])
     adapter = run_recipe(recipe, folder)
@@ -80,7 +82,7 @@ def tuned(clips, folder, lr):
 
 
 def test_a_few_clips_are_learned_and_absurd_rates_show(clips, tmp_path):
-    """The loss of a clip that was kept back falls; a rate of 30 breaks what validation sees (a validation that
+    """The loss of a clip that was kept back falls; a rate of 30 breaks what validation sees (one that
     looked at other weights would not notice).
     """
     (base, *_), like_base = tuned(clips, tmp_path / "base", 0.0)
