@@ -150,8 +150,8 @@ def test_silu_and_norm_hold_at_any_scale(scale, shift):
     norm = torch.nn.GroupNorm(8, 32)
     norm.weight.copy_(torch.linspace(-30, 30, 32))
     norms, out = kernels._fold(x, None, norm), torch.empty_like(x[0])
-    frames = kernels._frames(list(zip(x[0], norms[0], strict=True)))
-    kernels.KERNELS.call("norm_silu", frames, 4, 6, 8, 32, kernels._cells(None, 6), out)
+    frames = kernels.frame_list(list(zip(x[0], norms[0], strict=True)))
+    kernels.KERNELS.call("norm_silu", frames, 4, 6, 8, 32, kernels.cell_grid(None, 6), out)
     expected = torch.nn.functional.silu(norm(x[0].permute(3, 0, 1, 2)[None].float()))[0].permute(1, 2, 3, 0)
     spread = x.float().std() / (x.float().std() + x.float().abs().mean())  # what cancels in x - mean
     assert relative_error(out.float(), expected) < 0.004 + 1e-5 / spread**2
@@ -191,7 +191,7 @@ def test_error_against_fp32_is_bounded(count):
 def test_factors_make_up_for_each_other_s_rounding(outputs, channels):
     """The plain way to pack: transform, round in turn, sort. A number on a tie may be rounded otherwise."""
     weight = noise(outputs, channels, 3, 3, 3)
-    packed = kernels._pack_causal(weight, torch.empty(64 * channels * (outputs + -outputs % 32), dtype=BF16))
+    packed = kernels.pack_causal(weight, torch.empty(64 * channels * (outputs + -outputs % 32), dtype=BF16))
     one = torch.tensor([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])  # G of F(2, 3)
     turn, feedback = kernels.TURN, kernels._feedback()
     factors = torch.einsum("ai,bj,ck,oxijk->abcxo", one[turn], one, one, weight.float()).flatten(0, 2)

@@ -44,7 +44,9 @@ def norm_silu_conv(
     """conv(silu(norm(x) scale + shift)) + residual."""
     modulation, where = (None, None) if grid is None else (grid.modulation, grid)
     weights = norm.weight.float(), norm.bias.float(), modulation
-    h = kernels._video(_NormSilu.apply(kernels._rows(x_BCTHW), *weights, where, norm.num_groups, norm.eps))
+    h = kernels.to_video(
+        _NormSilu.apply(kernels.to_rows(x_BCTHW), *weights, where, norm.num_groups, norm.eps)
+    )
     # Gradients come from the outputs, which the kernels read in whole vectors.
     if matrix_units() or conv.out_channels % 32 or x_BCTHW.shape[3:].numel() < SMALL:
         out: Tensor = conv(h, carry)
@@ -53,8 +55,8 @@ def norm_silu_conv(
     if not carry.last:
         before = h[:, :, :1] if head is None else head[:, :, 1:]
         carry.leave(h[:, :, -2:] if h.shape[2] > 1 else torch.cat([before, h], dim=2), head)
-    parts = (None if part is None else kernels._rows(part) for part in (h, head, residual_BCTHW))
-    return kernels._video(_CausalConv.apply(*parts, conv.weight, conv.bias))
+    parts = (None if part is None else kernels.to_rows(part) for part in (h, head, residual_BCTHW))
+    return kernels.to_video(_CausalConv.apply(*parts, conv.weight, conv.bias))
 
 
 # -------------------------------------------------------------------------------------------------- norms
@@ -75,7 +77,7 @@ class _NormSilu(Function):
         moments = _moments(x_BTHWC, groups, eps)
         ctx.save_for_backward(x_BTHWC, *moments, gamma_C, beta_C, modulation)
         ctx.grid, ctx.groups = grid, groups
-        out, cells = torch.empty_like(x_BTHWC), kernels._cells(grid, x_BTHWC.shape[2])
+        out, cells = torch.empty_like(x_BTHWC), kernels.cell_grid(grid, x_BTHWC.shape[2])
         tables = _ordered(*_tables(*moments, gamma_C, beta_C, modulation))
         for x, table, made in zip(x_BTHWC, tables, out, strict=True):
             KERNELS.call("norm_silu", _frames(x, table, grid), *x.shape, cells, made)
@@ -89,7 +91,7 @@ class _NormSilu(Function):
             inputs = (part for part in (rstd_BC, mean_BC, *small) if part is not None)
             made_of = [part.detach().requires_grad_() for part in inputs]
             both = _tables(*made_of)
-        grid, cells, tables = ctx.grid, kernels._cells(ctx.grid, x_BTHWC.shape[2]), _ordered(*both)
+        grid, cells, tables = ctx.grid, kernels.cell_grid(ctx.grid, x_BTHWC.shape[2]), _ordered(*both)
         samples = [
             (_frames(x, table, grid), grad, *x.shape, cells)
             for x, table, grad in zip(x_BTHWC, tables, grad_BTHWC.contiguous(), strict=True)
@@ -162,7 +164,7 @@ def _frames(x_THWC: Tensor, table: Tensor, grid: Grid | None) -> Any:
     frames, latents = len(x_THWC), 1 if grid is None else grid.size[0]
     each = table.unflatten(1, (latents, -1))
     of = [0 if grid is None else grid.latent_of(t, frames) for t in range(frames)]
-    return kernels._frames([(x, each[:, latent]) for x, latent in zip(x_THWC, of, strict=True)])
+    return kernels.frame_list([(x, each[:, latent]) for x, latent in zip(x_THWC, of, strict=True)])
 
 
 def _kernel_order(x: Tensor) -> Tensor:
@@ -228,13 +230,19 @@ def _convolve(
     outputs, channels = weight_OCTHW.shape[:2]
     like = next(frame for frame in frames[0] if frame is not None)
     height, width = like.shape[:2]
-    packed = kernels._pack_causal(weight_OCTHW, like.new_empty(kernels.packed_size(channels, outputs)))
+    packed = kernels.pack_causal(weight_OCTHW, like.new_empty(kernels.packed_size(channels, outputs)))
     bias = torch.zeros(outputs) if bias_O is None else bias_O.float()
     out = like.new_empty(len(frames), len(frames[0]) - 2, height, width, outputs)
-    scratch, cells = kernels._scratch(channels), kernels._cells(None, height)
+    scratch, cells = kernels.scratch_for(channels), kernels.cell_grid(None, height)
     for b, sample in enumerate(frames):
         KERNELS.call(
-            *("convolve", kernels._frames([(frame, None) for frame in sample]), out.shape[1], height, width),
+            *(
+                "convolve",
+                kernels.frame_list([(frame, None) for frame in sample]),
+                out.shape[1],
+                height,
+                width,
+            ),
             *(channels, cells, int(opens), packed, bias),
             *(None if residual_BTHWO is None else residual_BTHWO[b], outputs, out[b], *scratch),
         )
@@ -249,8 +257,8 @@ def _weight_grad(
         d_weight, d_bias = _backward(grad, x, weight_OCTHW[:, :, 0], (1, 1))
         return d_weight[:, :, None].expand_as(weight_OCTHW), d_bias
     head = x_BTHWC[:, :1].expand(-1, 2, -1, -1, -1) if head_B2HWC is None else head_B2HWC
-    padded = kernels._video(torch.cat([head, x_BTHWC], dim=1))
-    return _backward(kernels._video(grad_BTHWO), padded, weight_OCTHW, (0, 1, 1))
+    padded = kernels.to_video(torch.cat([head, x_BTHWC], dim=1))
+    return _backward(kernels.to_video(grad_BTHWO), padded, weight_OCTHW, (0, 1, 1))
 
 
 def _backward(grad: Tensor, x: Tensor, weight: Tensor, padding: tuple[int, ...]) -> tuple[Tensor, Tensor]:

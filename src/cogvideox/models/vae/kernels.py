@@ -95,29 +95,29 @@ def norm_silu_conv(
     residual_BCTHW: Tensor | None,
 ) -> Tensor:
     """conv(silu(norm(x) scale + shift)) + residual, in the memory of the residual if there is one."""
-    x_BTHWC = _rows(x_BCTHW)
+    x_BTHWC = to_rows(x_BCTHW)
     norms = _fold(x_BTHWC, grid, norm)
     if matrix_units():
         return _norm_silu_then_conv(x_BTHWC, norms, grid, carry, conv, residual_BCTHW)
     batch, frames, height, width, channels = x_BTHWC.shape
-    cells, tail = _cells(grid, height), carry.take(x_BCTHW)
-    head = None if tail is None else _rows(tail)
-    residual = None if residual_BCTHW is None else _rows(residual_BCTHW)
+    cells, tail = cell_grid(grid, height), carry.take(x_BCTHW)
+    head = None if tail is None else to_rows(tail)
+    residual = None if residual_BCTHW is None else to_rows(residual_BCTHW)
     out = x_BTHWC.new_empty(batch, frames, height, width, conv.out_channels) if residual is None else residual
     weights = _packed(conv, carry)
     assert conv.bias is not None
-    bias, scratch = conv.bias.float(), _scratch(channels)
+    bias, scratch = conv.bias.float(), scratch_for(channels)
     for b in range(batch):
         read = list(zip(x_BTHWC[b], norms[b], strict=True))
         before = [read[0]] * 2 if head is None else [(frame, None) for frame in head[b]]
         KERNELS.call(
-            *("convolve", _frames([*before, *read]), frames, height, width, channels, cells),
+            *("convolve", frame_list([*before, *read]), frames, height, width, channels, cells),
             *(int(head is None), weights, bias, None if residual is None else residual[b]),
             *(conv.out_channels, out[b], *scratch),
         )
     if not carry.last:
         _leave_tail(x_BTHWC, norms, cells, carry, head)
-    return _video(out)
+    return to_video(out)
 
 
 def _leave_tail(x_BTHWC: Tensor, norms: Tensor, cells: _Cells, carry: Carry, head: Tensor | None) -> None:
@@ -129,7 +129,7 @@ def _leave_tail(x_BTHWC: Tensor, norms: Tensor, cells: _Cells, carry: Carry, hea
     _activate(x_BTHWC[:, -count:], norms[:, -count:], cells, tail[:, -count:])
     if head is None and count == 1:
         tail[:, 0] = tail[:, 1]
-    carry.keep(_video(tail))
+    carry.keep(to_video(tail))
 
 
 def _norm_silu_then_conv(
@@ -141,18 +141,18 @@ def _norm_silu_then_conv(
     residual_BCTHW: Tensor | None,
 ) -> Tensor:
     batch, frames, height, width, channels = x_BTHWC.shape
-    head = carry.take(_video(x_BTHWC))
+    head = carry.take(to_video(x_BTHWC))
     padded = x_BTHWC.new_empty(batch, 2 + frames, height, width, channels)
-    _activate(x_BTHWC, norms, _cells(grid, height), padded[:, 2:])
-    padded[:, :2] = padded[:, 2:3] if head is None else _rows(head)
-    carry.leave(_video(padded[:, -2:]), head)
-    h = F.conv3d(_video(padded), conv.weight, conv.bias, padding=(0, 1, 1))
+    _activate(x_BTHWC, norms, cell_grid(grid, height), padded[:, 2:])
+    padded[:, :2] = padded[:, 2:3] if head is None else to_rows(head)
+    carry.leave(to_video(padded[:, -2:]), head)
+    h = F.conv3d(to_video(padded), conv.weight, conv.bias, padding=(0, 1, 1))
     return h if residual_BCTHW is None else h.add_(residual_BCTHW)
 
 
 def _activate(x_BTHWC: Tensor, norms: Tensor, cells: _Cells, out_BTHWC: Tensor) -> None:
     for x, norm, out in zip(x_BTHWC, norms, out_BTHWC, strict=True):
-        KERNELS.call("norm_silu", _frames(list(zip(x, norm, strict=True))), *x.shape, cells, out)
+        KERNELS.call("norm_silu", frame_list(list(zip(x, norm, strict=True))), *x.shape, cells, out)
 
 
 def _fold(x_BTHWC: Tensor, grid: Grid | None, norm: nn.GroupNorm) -> Tensor:
@@ -178,25 +178,25 @@ def upsample_conv(x_BCTHW: Tensor, conv: nn.Conv2d, time: bool, lead: bool) -> T
     """Twice the height and width by nearest neighbour, then `conv`; with `time` all frames but a leading one
     are doubled too. Taps that fall on one pixel are added up first: 4 products instead of 9.
     """
-    x_BTHWC = _rows(x_BCTHW)
+    x_BTHWC = to_rows(x_BCTHW)
     batch, frames, height, width, channels = x_BTHWC.shape
     count = 2 * frames - lead if time else frames
     out = x_BTHWC.new_empty(batch, count, 2 * height, 2 * width, conv.out_channels)
     assert conv.bias is not None
     weights, bias = kept(conv, _pack_doubled, conv.weight, conv.bias)
-    scratch = _scratch(channels)
+    scratch = scratch_for(channels)
     for b in range(batch):
-        read = _frames([(x, None) for x in x_BTHWC[b]])
+        read = frame_list([(x, None) for x in x_BTHWC[b]])
         sizes = (frames, height, width, channels, int(time), int(lead))
         KERNELS.call("upsample_convolve", read, *sizes, weights, bias, conv.out_channels, out[b], *scratch)
-    return _video(out)
+    return to_video(out)
 
 
 def project(x_BCTHW: Tensor, conv: nn.Conv3d) -> Tensor:
     """A 1x1x1 convolution to fewer channels in the memory of x, which is spent: results stay behind what is
     still to be read.
     """
-    x_BTHWC = _rows(x_BCTHW)
+    x_BTHWC = to_rows(x_BCTHW)
     rows, width, outputs = x_BTHWC.flatten(0, 1).flatten(1, 2), conv.in_channels, conv.out_channels
     out = rows.view(-1)[: rows.numel() // width * outputs].view(*rows.shape[:2], outputs)
     weight, bias = conv.weight.flatten(1).T, conv.bias
@@ -204,7 +204,7 @@ def project(x_BCTHW: Tensor, conv: nn.Conv3d) -> Tensor:
     for frame, x in enumerate(rows):
         apart = (frame + 1) * outputs <= frame * width
         torch.addmm(bias, x if apart else x.clone(), weight, out=out[frame])
-    return _video(out.view(*x_BTHWC.shape[:4], outputs))
+    return to_video(out.view(*x_BTHWC.shape[:4], outputs))
 
 
 # ------------------------------------------------------------------------------------------------- weights
@@ -218,11 +218,11 @@ def packed_size(inputs: int, outputs: int) -> int:
 def _packed(conv: nn.Conv3d, carry: Carry) -> Tensor:
     count = packed_size(conv.in_channels, conv.out_channels)
     if 2 * count <= KEPT:
-        return kept(conv, lambda weight: _pack_causal(weight, weight.new_empty(count)), conv.weight)
-    return _pack_causal(conv.weight, carry.workspace(conv.weight, count))
+        return kept(conv, lambda weight: pack_causal(weight, weight.new_empty(count)), conv.weight)
+    return pack_causal(conv.weight, carry.workspace(conv.weight, count))
 
 
-def _pack_causal(weight_OCTHW: Tensor, packed: Tensor) -> Tensor:
+def pack_causal(weight_OCTHW: Tensor, packed: Tensor) -> Tensor:
     sizes = weight_OCTHW.shape[:2]
     KERNELS.call("pack_causal", weight_OCTHW.contiguous(), *sizes, _feedback(), packed)
     return packed
@@ -261,23 +261,23 @@ def _pack(factors_PCO: Tensor) -> Tensor:
 # --------------------------------------------------------------------------------------------------- calls
 
 
-def _rows(x_BCTHW: Tensor) -> Tensor:
+def to_rows(x_BCTHW: Tensor) -> Tensor:
     """(B, T, H, W, C), contiguous: no copy in channels_last_3d."""
     return x_BCTHW.permute(0, 2, 3, 4, 1).contiguous()
 
 
-def _video(x_BTHWC: Tensor) -> Tensor:
-    """Inverse of `_rows`, in channels_last_3d."""
+def to_video(x_BTHWC: Tensor) -> Tensor:
+    """Inverse of `to_rows`, in channels_last_3d."""
     return x_BTHWC.permute(0, 4, 1, 2, 3)
 
 
-def _cells(grid: Grid | None, height: int) -> _Cells:
+def cell_grid(grid: Grid | None, height: int) -> _Cells:
     if grid is None:
         return _Cells(1, 30)  # one for all
     return _Cells(grid.size[2], (height // grid.size[1]).bit_length() - 1)
 
 
-def _frames(read: Sequence[tuple[Tensor | None, Tensor | None]]) -> ctypes.Array[_Frame]:
+def frame_list(read: Sequence[tuple[Tensor | None, Tensor | None]]) -> ctypes.Array[_Frame]:
     """What the kernels read (None: zeros), and an empty frame behind it that the last pair may reach into."""
     frames = (_Frame * (len(read) + 1))()
     for frame, (x, norm) in zip(frames, read, strict=False):
@@ -289,7 +289,7 @@ def _frames(read: Sequence[tuple[Tensor | None, Tensor | None]]) -> ctypes.Array
     return frames
 
 
-def _scratch(channels: int) -> tuple[Tensor, int]:
+def scratch_for(channels: int) -> tuple[Tensor, int]:
     """Memory for the threads of a convolution, and how many they are."""
     threads = torch.get_num_threads()
     assert KERNELS.loaded is not None
