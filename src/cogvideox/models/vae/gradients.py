@@ -199,7 +199,8 @@ class _CausalConv(Function):
     def backward(ctx: Any, grad_BTHWO: Tensor) -> Any:
         x, head, weight = ctx.saved_tensors
         grad, opens, mirrored = grad_BTHWO.contiguous(), head is None, weight.flip(2, 3, 4).transpose(0, 1)
-        d_weight, d_bias = _weight_grad(x, head, weight, grad)
+        wanted = ctx.needs_input_grad[3]
+        d_weight, d_bias = _weight_grad(x, head, weight, grad) if wanted else (None, None)
         d_head = None
         if opens and x.shape[1] == 1:
             d_x = _convolve([[frame[0]] * 3 for frame in grad], True, mirrored, None, None)
@@ -234,18 +235,11 @@ def _convolve(
     bias = torch.zeros(outputs) if bias_O is None else bias_O.float()
     out = like.new_empty(len(frames), len(frames[0]) - 2, height, width, outputs)
     scratch, cells = kernels.scratch_for(channels), kernels.cell_grid(None, height)
+    sizes = out.shape[1], height, width, channels, cells, int(opens)
     for b, sample in enumerate(frames):
-        KERNELS.call(
-            *(
-                "convolve",
-                kernels.frame_list([(frame, None) for frame in sample]),
-                out.shape[1],
-                height,
-                width,
-            ),
-            *(channels, cells, int(opens), packed, bias),
-            *(None if residual_BTHWO is None else residual_BTHWO[b], outputs, out[b], *scratch),
-        )
+        read = kernels.frame_list([(frame, None) for frame in sample])
+        residual = None if residual_BTHWO is None else residual_BTHWO[b]
+        KERNELS.call("convolve", read, *sizes, packed, bias, residual, outputs, out[b], *scratch)
     return out
 
 
