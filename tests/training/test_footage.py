@@ -131,7 +131,12 @@ def test_a_vae_trains_on_clips_of_a_manifest(clips, tmp_path):
     assert measured["eval_psnr"] > 5
 
 
-def test_too_few_sources_are_told_before_training(clips, tmp_path):
+def test_what_is_missing_is_told_before_training(clips, tmp_path):
     recipe = VAE | {"data": {"manifest": str(clips), "held": 0}}
-    with pytest.raises(InputError, match="left for validation"):
+    with pytest.raises(InputError, match="is kept for validation"):
         run_recipe(load_recipe(write(tmp_path / "r.yaml", recipe)), tmp_path / "run")
+    stages = [*VAE["stages"][:1], VAE["stages"][1] | {"frames": 65}]
+    recipe = VAE | {"data": {"manifest": str(clips)}, "stages": stages}
+    with pytest.raises(InputError, match="no clip has 65 frames"):
+        run_recipe(load_recipe(write(tmp_path / "r.yaml", recipe)), tmp_path / "run2")
+    assert not list(tmp_path.glob("run*/metrics.jsonl"))

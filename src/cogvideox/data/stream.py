@@ -17,14 +17,20 @@ from cogvideox.data.samples import Sample
 
 def rows_from(path: Path, number: int) -> Iterator[Row]:
     """The rows of a JSONL manifest from `number` on, counted on behind the last one, without end. Those
-    before are passed over without a look. InputError for a row that is wrong and for a manifest without rows.
+    before are passed over without a look. InputError for a row that is wrong and for a file that
+    is no manifest.
     """
+    if path.suffix != ".jsonl":
+        raise InputError(f"a stream is read from a .jsonl file, not from {path}")
     while True:
         count = 0
-        with path.open(encoding="utf-8") as lines:
-            for count, line in enumerate(filter(str.strip, lines), 1):
-                if count > number:
-                    yield read_row(line, f"{path}: row {count}")
+        try:
+            with path.open(encoding="utf-8") as lines:
+                for count, line in enumerate(filter(str.strip, lines), 1):
+                    if count > number:
+                        yield read_row(line, f"{path}: row {count}")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"cannot read {path}: {error}") from None
         if not count:
             raise InputError(f"{path}: the manifest has no rows")
         number = max(0, number - count) % count

@@ -146,15 +146,23 @@ def slices(group: Group, frames: int, *, pooled: bool = False) -> Clip:
     plans, or, `pooled`, by `whole_plan`. Raises InputError when there are more processes than chunks of the
     encoder's plan or, pooled, pairs of latents.
     """
+    found = pieces(frames, group.size, pooled=pooled)
+    return Whole(group.size) if len(found) == 1 else Slices(group, found, pooled)
+
+
+def pieces(frames: int, processes: int, *, pooled: bool = False) -> tuple[int, ...]:
+    """Latents that each process gets of a clip; all of them in one piece when it is not cut. InputError as
+    `slices`.
+    """
     latents = latent_frames(frames)
-    if latents == 1 or group.size == 1:
-        return Whole(group.size)
-    pieces = (1,) * latents if pooled else _encoder_chunks(frames)
-    most = latents // HALO if pooled else len(pieces)
-    if most < group.size:
-        raise InputError(f"{frames} frames can be cut along time for {most} processes, not {group.size}")
-    spans = (span(len(pieces), group.size, rank) for rank in range(group.size))
-    return Slices(group, tuple(sum(pieces[start:end]) for start, end in spans), pooled)
+    if latents == 1 or processes == 1:
+        return (latents,)
+    smallest = (1,) * latents if pooled else _encoder_chunks(frames)
+    most = latents // HALO if pooled else len(smallest)
+    if most < processes:
+        raise InputError(f"{frames} frames can be cut along time for {most} processes, not {processes}")
+    spans = (span(len(smallest), processes, rank) for rank in range(processes))
+    return tuple(sum(smallest[start:end]) for start, end in spans)
 
 
 class Slice(Carry):

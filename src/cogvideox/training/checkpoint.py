@@ -220,7 +220,7 @@ def _numbers(state: State) -> State:
 def _with_tensors(numbers: State, template: State) -> State:
     """The numbers, and the tensors of `template` in their places."""
     return numbers | {
-        key: _with_tensors(numbers[key], value) if isinstance(value, dict) else value
+        key: _with_tensors(numbers.get(key, {}), value) if isinstance(value, dict) else value
         for key, value in template.items()
         if isinstance(value, dict | Tensor)
     }

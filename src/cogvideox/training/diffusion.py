@@ -61,6 +61,7 @@ class DiffusionTask:
         self.schedule, self._judge, self.objective = schedule, judge, batches.objective
         self._lost = Unreadable(len(batches.lengths))
         self._after: Position | None = None
+        self._seen = 0  # samples of a stream since the start, of this process
         self.objective.check(spec)
         if text is None and spec.unconditional == "empty":
             raise InputError("the unconditional mode 'empty' needs the text encoder in training")
@@ -84,7 +85,8 @@ class DiffusionTask:
     def loss(self, phase: str, micro: PackedRow, step: int) -> Loss:
         items, self._after = micro.items, micro.after or self._after
         if self._after is not None:
-            self._lost.known = max(FULL, self._after.next)
+            self._seen += len(items)
+            self._lost.known = max(FULL, self._seen)
         self._lost.add({item.name: item.unreadable for item in items if item.unreadable})
         self.model.policy = micro.positions or self.spec.position_policy
         total, weight, losses_S, segments = self._losses(self.model, items, step)

@@ -15,7 +15,7 @@ from cogvideox.core.device import peak_memory
 from cogvideox.core.pack import Segment
 from cogvideox.core.shapes import plan_shape
 from cogvideox.generation.plan import gib
-from cogvideox.parallel.training import Scheme, connect
+from cogvideox.parallel.training import Scheme, connect, fit
 from cogvideox.training import budget, judge, vae
 from cogvideox.training.diffusion import matrix_blocks
 from cogvideox.training.loop import Every
@@ -57,9 +57,10 @@ def _vae_stages(recipe: VAERecipe) -> Iterator[StagePlan]:
         model = vae.VAE(recipe.vae).bfloat16()
     blocks = None if recipe.optimizer.matrix_lr is None else vae.matrix_blocks
     for span, stage in zip(recipe.spans, recipe.stages, strict=True):
+        parts = stage.sequence if stage.frames > 1 else 1  # pictures are not cut
         kept, flops = _vae_pass(model, stage.frames, stage.crop)
         at_once, clips = -(-stage.batch // stage.micro) * stage.crops, stage.batch * stage.crops
-        need = budget.need(model, blocks, activations=kept * at_once // stage.sequence)
+        need = budget.need(model, blocks, activations=kept * at_once // parts)
         pixels = clips * stage.frames * stage.crop**2
         yield StagePlan(span.name, stage.steps, pixels, 3.0 * flops * clips, need)
 
@@ -127,11 +128,11 @@ def needed(recipe: AnyRecipe, processes: int) -> int:
     """Bytes that each of so many processes needs, which may be fewer than the recipe is made for."""
     if isinstance(recipe, TransformerRecipe):
         shards = min(recipe.parallel.shards, processes)
-        stages = [s.model_copy(update={"sequence": min(s.sequence, processes)}) for s in recipe.stages]
+        stages = [s.model_copy(update={"sequence": fit(s.sequence, processes)}) for s in recipe.stages]
         layout = recipe.parallel.model_copy(update={"shards": shards})
         recipe = recipe.model_copy(update={"parallel": layout, "stages": stages})
     if isinstance(recipe, VAERecipe):
-        fewer = tuple(replace(s, sequence=min(s.sequence, processes)) for s in recipe.stages)
+        fewer = tuple(replace(s, sequence=fit(s.sequence, processes)) for s in recipe.stages)
         recipe = recipe.model_copy(update={"stages": fewer})
     return max(stage.need.total for stage in plan(recipe))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import platform
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
 import cogvideox
 from cogvideox.core.device import describe, pick_device
@@ -67,7 +69,10 @@ def begin(folder: Path, recipe: AnyRecipe, command: Sequence[str]) -> None:
     resolved: dict[str, Any] = recipe.model_dump(mode="json")
     path = folder / "recipe.yaml"
     if path.exists() and any(folder.glob("checkpoints/[!.]*")):
-        _compare(yaml.safe_load(path.read_text(encoding="utf-8")), resolved, folder)
+        begun = yaml.safe_load(path.read_text(encoding="utf-8"))
+        with contextlib.suppress(ValidationError):  # keys that are new since then get their defaults
+            begun = type(recipe).model_validate(begun).model_dump(mode="json")
+        _compare(begun, resolved, folder)
     write_text(path, yaml.safe_dump(resolved, sort_keys=False, width=110))
     path = folder / "environment.json"
     starts = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
@@ -15,6 +17,7 @@ from cogvideox.data.layouts import read_rows
 from cogvideox.data.manifest import Row
 from cogvideox.data.mixture import few_sources
 from cogvideox.data.storybook import World
+from cogvideox.data.storybook.rows import SCHEME
 from cogvideox.data.video import Frames, read_video
 
 TRIES = 20
@@ -41,6 +44,10 @@ class Footage(Protocol):
         """A clip from any moment on, drawn by `draw`, its short side `side` pixels."""
         ...
 
+    def check(self, frames: int, fps: int, side: int) -> None:
+        """InputError when `cut` could give none."""
+        ...
+
     def held_out(self, count: int, frames: int, side: int) -> Iterator[Frames]:
         """At most `count` square clips at 8 frames a second that `cut` never gives, always the same."""
         ...
@@ -52,6 +59,9 @@ class Storybook:
 
     seed: int
     known = 0
+
+    def check(self, frames: int, fps: int, side: int) -> None:
+        pass
 
     def cut(self, draw: np.random.Generator, frames: int, fps: int, side: int) -> Cut:
         # Long enough for the latest start, so that the action never ends before the clip.
@@ -82,19 +92,28 @@ class Recordings:
         """
         rows, self._folder = read_rows(manifest)
         rows = [row for row in rows if not row.rejected]
+        if drawn := next((row for row in rows if row.source.startswith(SCHEME)), None):
+            raise InputError(f"{manifest}: {drawn.id} is of Storybook, on which a VAE trains without `data`")
         few = few_sources((row.source for row in rows), held)
         self._rows = [row for row in rows if row.source not in few]
         self._held = [row for row in rows if row.source in few]
         self.known = len(rows)
         self._enough: dict[tuple[int, int, int], list[Row]] = {}
 
+    def check(self, frames: int, fps: int, side: int) -> None:
+        self._fitting(frames, fps, side)
+
+    def _fitting(self, frames: int, fps: int, side: int) -> list[Row]:
+        key = frames, fps, side
+        if key not in self._enough:
+            self._enough[key] = [row for row in self._rows if _spare(row, *key) is not None]
+        if not self._enough[key]:
+            raise InputError(f"no clip has {frames} frames at {fps} per second, {side} pixels or more wide")
+        return self._enough[key]
+
     def cut(self, draw: np.random.Generator, frames: int, fps: int, side: int) -> Cut:
         """InputError when no clip is long and large enough, or one after the other cannot be read."""
-        rows = self._enough.setdefault(
-            (frames, fps, side), [row for row in self._rows if _spare(row, frames, fps, side) is not None]
-        )
-        if not rows:
-            raise InputError(f"no clip has {frames} frames at {fps} per second, {side} pixels or more wide")
+        rows = self._fitting(frames, fps, side)
         unreadable: dict[str, str] = {}
         for _ in range(TRIES):
             row = rows[int(draw.integers(len(rows)))]
@@ -111,9 +130,13 @@ class Recordings:
         raise InputError(f"{TRIES} clips in a row cannot be read; the first, {name}: {reason}")
 
     def held_out(self, count: int, frames: int, side: int) -> Iterator[Frames]:
-        fitting = [row for row in self._held if _spare(row, frames, 8, side) is not None]
-        for row in fitting[:count]:
-            yield self._read(row, frames, 8, (side, side), 0.0)
+        fitting = (row for row in self._held if _spare(row, frames, 8, side) is not None)
+        return islice(self._readable(fitting, frames, side), count)
+
+    def _readable(self, rows: Iterable[Row], frames: int, side: int) -> Iterator[Frames]:
+        for row in rows:
+            with contextlib.suppress(InputError):
+                yield self._read(row, frames, 8, (side, side), 0.0)
 
     def _read(self, row: Row, frames: int, fps: int, size: tuple[int, int], start: float) -> Frames:
         start += row.span[0] if row.span else 0.0

@@ -43,7 +43,7 @@ class HeldOut:
             self._clips = [to_signed(video) for video in found]
             if not self._clips:
                 shape = f"{self.frames} frames at 8 per second of {self.side} pixels"
-                raise InputError(f"no clip of {shape} is left for validation: ten or more sources are needed")
+                raise InputError(f"no clip of {shape} is kept for validation; of ten sources one may be")
         return self._clips
 
     @torch.no_grad()

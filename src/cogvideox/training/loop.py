@@ -16,7 +16,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
 
-from cogvideox.core.errors import NonFiniteError
+from cogvideox.core.errors import InputError, NonFiniteError
 from cogvideox.core.files import write_text
 from cogvideox.parallel.training import ALONE, Ranks
 from cogvideox.training.checkpoint import Checkpoints, State
@@ -115,7 +115,10 @@ class _Tail(Dataset[Any]):
         return self.total - self.start
 
     def __getitem__(self, index: int) -> Any:
-        return self.batches[self.start + index]
+        try:
+            return self.batches[self.start + index]
+        except InputError as error:  # raised by the loop: a worker would wrap it in its traceback
+            return error
 
 
 def _stream(batches: Dataset[Any], start: int, total: int, workers: int) -> Iterator[Any]:
@@ -202,7 +205,7 @@ class Trainer:
             self.saved, here = self.step, state["run"]
             self.skipped, self.bad = here["skipped"], here["bad"]
             if isinstance(self.task, Stateful):
-                self.task.restore(self.step, here["data"])
+                self.task.restore(self.step, here.get("data", {}))
             for name, optimizer in self.optimizers.items():
                 optimizer.load_state_dict(state[name])
 
@@ -320,7 +323,10 @@ class Trainer:
             if self.step in self.stages:
                 self._tell({"step": self.step, "begins": self.stage(self.step).name})
             with self.ranks.at(f"step {self.step + 1}"):
-                self.advance(next(stream))
+                batch = next(stream)
+                if isinstance(batch, InputError):
+                    raise batch
+                self.advance(batch)
                 self._after(interrupt)
 
     def _after(self, interrupt: Interrupt) -> None:

@@ -136,7 +136,9 @@ class ManifestData(Strict):
     """
     stream: Path | None = None
     """JSONL too long to be planned: its rows are read in their order, again and again, and encoded as they
-    come. Who writes it shuffles it, and mixes images and clips: the shares of `mix` mean nothing here.
+    come. Who writes it shuffles it, and mixes images and clips: the shares of `mix` mean nothing here. It
+    must stay as it is while a run goes on. The first `held` rows that can be used are kept for validation,
+    and no other row of their sources is trained on.
     """
     kept: bool = False
     """Encode all clips into the run's folder first, for sets that fit there; else as they are needed."""
@@ -175,8 +177,6 @@ class Stage(Strict):
     """Frames, height and width in pixels of the largest clips. Clips keep their aspect ratio: none has a
     longer short side, more pixels or more frames.
     """
-    fps: PositiveInt | None = None
-    """Frames a second; None: the model's."""
     at_least: dict[str, float] = Field(default_factory=dict)
     """Score of the manifest -> the lowest value of a clip that is used."""
     best: dict[str, Share] = Field(default_factory=dict)
@@ -282,6 +282,8 @@ class TransformerRecipe(Strict):
                     raise InputError(f"stage {stage.name}: {told}")
             if self.text is not None or isinstance(self, LoraRecipe):
                 raise InputError("a new text encoder and an adapter are trained on a `manifest`, no `stream`")
+            if self.data.kept:
+                raise InputError("a `stream` is never `kept`: its rows are encoded as they come")
         if isinstance(self.data, StorybookData):
             _unique("parts", names := [part.name for part in self.data.parts])
             for name in (name for stage in self.stages for name in stage.mix if name not in KINDS):

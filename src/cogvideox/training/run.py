@@ -99,6 +99,7 @@ def run_vae(recipe: VAERecipe, run: Run) -> Path:
         footage=None if recipe.data is None else Recordings(recipe.data.manifest, recipe.data.held),
         ranks=run.ranks,
     )
+    run.ranks.lead(task.check)
     rates = {"vae": recipe.optimizer, "discriminator": recipe.discriminator}
     weights = run.train(recipe, task, rates)["vae"].ema_weights()
     run.ranks.lead(lambda: _write_vae(task, weights, perceptual.name, run.folder / "vae"))
@@ -126,8 +127,8 @@ def run_judge(recipe: JudgeRecipe, run: Run) -> Path:
 
 
 def run_diffusion(recipe: DiffusionRecipe, run: Run) -> Path:
-    """Encode what is missing, train the text encoder, then the transformer. The whole model is written at
-    every validation, for a long run is to be used before it ends, and at the end.
+    """Encode what is missing, train the text encoder, then the transformer; write the whole model. On
+    Storybook it is written at every validation too, for such a model is small and may train for ever.
     """
     parts = Ingredients(recipe, run)
     run.ranks.lead(parts.encode)
@@ -138,13 +139,14 @@ def run_diffusion(recipe: DiffusionRecipe, run: Run) -> Path:
         save_model(replace(model, record=record), run.folder / "model", dtype=torch.bfloat16)
         return model
 
-    transformer, batches = parts.transformer(), parts.batches()
+    transformer, batches, place = parts.transformer(), parts.batches(), Place(CPU, torch.bfloat16)
 
     def judge(weights: dict[str, Tensor], where: Path, step: int) -> None:
-        pipe = Pipeline(write(weights), Place(CPU, torch.bfloat16))
         if isinstance(recipe.data, StorybookData):
+            pipe = Pipeline(write(weights), place)
             contact_sheet(pipe, where / f"{step:06d}.png", seed=recipe.seed, prompts=10, steps=16)
         else:
+            pipe = Pipeline(assemble(parts.spec, parts.vae, parts.text, weights), place)
             clips(pipe, parts.store, batches.held[:VALIDATED], where / f"{step:06d}", seed=recipe.seed)
 
     schedule = make_schedule(parts.spec.snr_shift)

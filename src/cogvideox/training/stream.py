@@ -10,6 +10,8 @@ from itertools import accumulate, islice
 from pathlib import Path
 from typing import cast
 
+from cogvideox.core.errors import InputError
+from cogvideox.core.shapes import plan_shape
 from cogvideox.data.manifest import Row as Record
 from cogvideox.data.plan import LOOK_AHEAD, Cost, Position, Row, stream_rows
 from cogvideox.data.samples import Rule, Sample
@@ -35,7 +37,9 @@ class StreamBatches(PackedBatches):
         rank: int = 0,
         ranks: int = 1,
     ) -> None:
-        """The first `held` rows that can be used are kept for validation."""
+        """The first `held` rows that can be used are kept for validation. InputError for a stage whose
+        largest clip does not fit into its rows, and for a manifest that is none.
+        """
         self.spec, self.stages, self.objective = encoder.spec, tuple(stages), objective
         self.seed, self.rank, self.ranks, self.path = seed, rank, ranks, path
         self.cost = Cost.of(self.spec.transformer.width)
@@ -43,9 +47,15 @@ class StreamBatches(PackedBatches):
         """A step, and where the stream stands before it."""
         self._rows: Iterator[tuple[list[tuple[int, Sample]], Position]] | None = None
         self._next, self._position = self.at
-        self._kept: dict[int, Sample] = {}  # for validation: their numbers are below zero
+        self._apart = set[str]()  # sources of validation's samples, whose numbers are below zero
+        for stage in self.stages:
+            assert stage.data[0].largest is not None
+            longest = plan_shape(self.spec.transformer.patch, *stage.data[0].largest).tokens
+            if self.spec.transformer.text_length + longest > stage.capacity:
+                raise InputError(f"the largest clip of a stage has more tokens than a row, {stage.capacity}")
         found = samples_from(path, 0, partial(self._take, self.stages[-1]))
         self._kept = {-1 - n: sample for n, (_, sample) in enumerate(islice(found, held))}
+        self._apart = {sample.row.source for sample in self._kept.values()}
         self.held = list(self._kept)
         self._samples, self._lengths = dict[int, Sample](), dict[int, int]()
         # Looked up by numbers alone, which a dict does as a list.
@@ -55,7 +65,7 @@ class StreamBatches(PackedBatches):
 
     def _take(self, stage: DiffusionStage, record: Record) -> Sample | str:
         """The sample of a row in a stage, or why it has none."""
-        if record.rejected or record.id in {sample.row.id for sample in self._kept.values()}:
+        if record.rejected or record.source in self._apart:
             return record.rejected or "is kept for validation"
         largest = stage.data[0].largest  # that of all of them
         assert largest is not None

@@ -1,4 +1,4 @@
-"""Training of the VAE on rendered clips (paper section 2.1): L1, a perceptual loss and KL; then a 3D
+"""Training of the VAE on clips (paper section 2.1): L1, a perceptual loss and KL; then a 3D
 discriminator as well.
 
 Stages go from pictures to short clips to long ones; clips may lie on several processes, cut along time.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from cogvideox.generation.media import to_signed
 from cogvideox.models.discriminator import Discriminator, DiscriminatorSpec
 from cogvideox.models.specs import VAESpec
 from cogvideox.models.vae.autoencoder import VAE, Posterior
-from cogvideox.parallel.temporal import Clip, Whole, slices
+from cogvideox.parallel.temporal import Clip, Whole, pieces, slices
 from cogvideox.parallel.training import ALONE, Ranks, fit
 from cogvideox.training.footage import Footage, Storybook
 from cogvideox.training.heldout import HeldOut
@@ -50,7 +51,7 @@ class VAEStage:
     crop: int
     """Side in pixels of the square that is cut from each clip."""
     sizes: tuple[int, ...] = (128,)
-    """Sides in pixels at which clips are rendered, one drawn per batch; at least `crop`."""
+    """Short sides in pixels of the clips, one drawn per step; at least `crop`."""
     fps: tuple[int, ...] = (8,)
     """Frames a second, drawn per clip: the paper's first stage has 8 and 16."""
     crops: int = 1
@@ -69,6 +70,8 @@ class VAEStage:
             raise InputError(f"clips have 4k+1 frames, not {self.frames}")
         if self.crop % 8 or not 16 <= self.crop <= min(self.sizes):
             raise InputError(f"crop {self.crop} is not a multiple of 8 from 16 to the smallest of `sizes`")
+        if self.sequence < 1:
+            raise InputError(f"sequence must be at least 1, not {self.sequence}")
         if not 1 <= self.micro <= self.batch:
             raise InputError(f"micro {self.micro} is not from 1 to the step's {self.batch} clips")
 
@@ -226,8 +229,16 @@ class VAETask:
         self.spec, self.stages, self.seed, self.ranks = spec, stages, seed, ranks
         self.weights, self.perceptual, self.adversarial = loss, perceptual, adversarial
         self.footage = footage or Storybook(seed)
-        self.held_out = HeldOut(self.footage, side=min(stages[-1].sizes))
+        self.held_out = HeldOut(self.footage, side=min(stages[-1].sizes) // 8 * 8)
         self._lost = Unreadable(self.footage.known)
+
+    def check(self) -> None:
+        """InputError when a stage could not draw or cut its clips, or none is kept for validation."""
+        for stage in self.stages:
+            pieces(stage.frames, fit(stage.sequence, self.ranks.size))
+            for fps, side in product(stage.fps, stage.sizes):
+                self.footage.check(stage.frames, fps, side)
+        self.held_out.clips()
 
     def batches(self) -> VAEBatches:
         return VAEBatches(self.stages, self.footage, self.seed, self.ranks.rank, self.ranks.size)
