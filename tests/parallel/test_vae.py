@@ -102,7 +102,7 @@ def in_half_precision() -> None:
     def never(x: Tensor) -> bool:
         raise AssertionError("kernels would see the borders of pieces as those of frames")
 
-    layers.kernels.suit = never
+    layers.kernels.suit = layers.gradients.suit = never
     assert relative_error(decoded(model, z, here), expected) < 1.1 * plain
 
 

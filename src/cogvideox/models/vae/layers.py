@@ -174,8 +174,9 @@ def norm_silu_conv(
     residual_BCTHW: Tensor | None = None,
 ) -> Tensor:
     """conv(silu(norm(x))), plus the residual if there is one, whose memory the result may take."""
-    engine = kernels if kernels.suit(x_BCTHW) else gradients if gradients.suit(x_BCTHW) else None
-    if carry.native and engine is not None:
+    engines = (kernels, gradients) if carry.native else ()
+    engine = next((engine for engine in engines if engine.suit(x_BCTHW)), None)
+    if engine is not None:
         if isinstance(norm, GroupNorm):
             return engine.norm_silu_conv(x_BCTHW, None, carry, norm, conv, residual_BCTHW)
         assert z_BCTHW is not None
