@@ -87,10 +87,8 @@ class VAERecipe(Strict):
         """The stages, as the loop knows them."""
         ends = accumulate((stage.steps for stage in self.stages), initial=0)
         names = ("images" if stage.frames == 1 else f"{stage.frames} frames" for stage in self.stages)
-        return [
-            Span(name, at, sequence=stage.sequence)
-            for name, at, stage in zip(names, ends, self.stages, strict=False)
-        ]
+        each = zip(names, ends, self.stages, strict=False)
+        return [Span(name, at, sequence=stage.sequence) for name, at, stage in each]
 
 
 class JudgeRecipe(Strict):
