@@ -95,7 +95,7 @@ def test_vae_learns_the_same_through_them(monkeypatch, frames):
     slow, exact = learn(), learn(torch.float32)
     errors = [[relative_error(found[name], true) for name, true in exact.items()] for found in (fast, slow)]
     assert all(torch.equal(fast[name], again[name]) for name in exact)  # bit for bit, whoever is first
-    assert max(errors[0]) < 1.5 * max(errors[1])
+    assert max(errors[0]) < 2 * max(errors[1])
     assert sum(errors[0]) < 1.2 * sum(errors[1])
 
 
