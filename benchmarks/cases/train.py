@@ -17,6 +17,7 @@ from cogvideox.checkpoints.folder import read_spec
 from cogvideox.checkpoints.hub import MINI
 from cogvideox.core import heap, rng
 from cogvideox.core.shapes import latent_frames
+from cogvideox.generation.generate import Place
 from cogvideox.models.transformer.blocks import attention
 from cogvideox.training.diffusion import DiffusionTask
 from cogvideox.training.loop import Rates
@@ -80,7 +81,8 @@ def vae_step(clips: int, frames: int, side: int) -> Build:
         getattr(heap, "keep_freed_memory", int)()
         spec = read_spec(folder).vae
         stage = VAEStage(steps=1, batch=clips, frames=frames, crop=side)
-        task = VAETask(spec, (stage,), VAELoss(kl_weight=1e-5), Gradients(), seed=0, dtype=dtype)
+        place = Place.pick("cpu", dtype)
+        task = VAETask(spec, (stage,), VAELoss(kl_weight=1e-5), Gradients(), place, seed=0)
         optimizer = Rates(matrix_lr=0.02, lr=2e-3, ema=0.998).optimizer(task.phases[0])
         noise = rng.normal((clips, frames, side, side, 3), 0, "video")
         micro = Micro((noise * 60 + 128).clamp(0, 255).to(torch.uint8), 0)

@@ -23,10 +23,8 @@ def fresh():
     """Makes pipelines that a test may damage: `fresh("5b-i2v", first_frame=True)`."""
     import dataclasses
 
-    import torch
-
     def make(like="5b", **changes):
         model = tiny_model(dataclasses.replace(tiny_spec(like), **changes))
-        return Pipeline(model, Place(torch.device("cpu"), torch.float32))
+        return Pipeline(model, Place.pick("cpu", "fp32"))
 
     return make

@@ -153,7 +153,7 @@ from tests.tiny import tiny_model, tiny_spec
 from cogvideox.generation.generate import Place
 from cogvideox.generation.pipeline import Pipeline
 torch.set_num_threads(1)
-pipe = Pipeline(tiny_model(tiny_spec()), Place(torch.device("cpu"), torch.float32))
+pipe = Pipeline(tiny_model(tiny_spec()), Place.pick("cpu", "fp32"))
 write(pipe, Latents(torch.randn(4, 1, 4, 4, generator=torch.Generator()), 8, {}), Path(sys.argv[2]), Watch())
 before = resident()
 latents = torch.randn(4, (int(sys.argv[1]) - 1) // 4 + 1, 12, 12, generator=torch.Generator())

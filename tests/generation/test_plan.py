@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cogvideox.core.device import Memory
+from cogvideox.core.device import Memory, native_bfloat16
 from cogvideox.core.errors import InputError
 from cogvideox.core.shapes import plan_shape
 from cogvideox.generation.plan import (
@@ -125,6 +125,7 @@ def test_refusals_name_a_shape_that_fits(frames, height, width, free, name):
         assert "use a smaller model" in message
 
 
+CPU = torch.device("cpu")
 CASES = (
     *(Case("sample", latents) for latents in ((1, 16, 16), (13, 16, 16), (5, 60, 90))),
     Case("sample", (5, 16, 16), heads=30),
@@ -140,6 +141,8 @@ CASES = (
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.stage}-{case.latents}")
 def test_estimates_are_close_to_what_is_measured(case):
     """`python -m tools.fit_memory` looks at more shapes, all within a fifth; heaps are never quite alike."""
+    if case.dtype == "bfloat16" and not native_bfloat16(CPU):
+        pytest.skip("bf16 is emulated here, with other buffers, and only runs where it is asked for")
     assert estimate(case).bytes() == pytest.approx(run(case), rel=0.25)
 
 
@@ -155,7 +158,7 @@ def test_operations_of_the_decoder_are_counted_right():
 
 def test_time_grows_with_the_work():
     speeds = Speeds(matmul=1e11, attention=1e11, convolution=1e11)  # a busy machine must not fail the test
-    assert all(speed > 0 for speed in astuple(measure(torch.device("cpu"), torch.float32)))
+    assert all(speed > 0 for speed in astuple(measure(CPU, torch.float32)))
     spec = SPECS["2b"]
     weights = weights_of(spec, torch.float32)
 

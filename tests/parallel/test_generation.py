@@ -38,7 +38,7 @@ TASKS: dict[str, dict[str, Any]] = {
 
 def pipes(like: str, way: str) -> tuple[Pipeline, Pipeline]:
     """One that is alone, and one that shares its work with the other processes."""
-    place = Place(torch.device("cpu"), torch.float32)
+    place = Place.pick("cpu", "fp32")
     alone, shared = Pipeline(tiny_model(like), place), Pipeline(tiny_model(like), place, world=world(way))
     share_attention(shared.transformer)
     return alone, shared

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from cogvideox.core.errors import InputError
 from cogvideox.core.shapes import whole_plan
+from cogvideox.generation.generate import Place
 from cogvideox.models.discriminator import Discriminator, DiscriminatorSpec
 from cogvideox.models.vae import layers
 from cogvideox.models.vae.autoencoder import VAE
@@ -98,9 +99,9 @@ def task(group: Group | None) -> VAETask:
         (VAEStage(steps=1, batch=2, frames=17, crop=16),),
         VAELoss(kl_weight=1e-3, perceptual_frames=3),
         Gradients(),
+        Place.pick("cpu", "fp32"),
         seed=0,
         adversarial=Adversarial(begins=0, ramp=1, model=JUDGE),
-        dtype=torch.float32,
         ranks=ALONE if group is None else Ranks(everyone=group, team=Team({2: Mesh(group, group)}, 2)),
     )
     randomise(made.vae, 3)

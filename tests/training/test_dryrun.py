@@ -7,6 +7,7 @@ import pytest
 from cogvideox.cli.train import _dry_run
 from cogvideox.core import device
 from cogvideox.core.device import Memory
+from cogvideox.generation.generate import Place
 from cogvideox.training import dryrun
 from cogvideox.training.recipe import load_recipe
 from tests.test_architecture import RECIPES
@@ -88,7 +89,7 @@ def test_what_does_not_fit_is_planned_and_not_tried(tmp_path, monkeypatch, capsy
     free = dryrun.needed(recipe, 1) - missing
     monkeypatch.setattr(device, "memory", lambda device: Memory(free, free))
     monkeypatch.setattr(dryrun, "rehearse", lambda *_: dryrun.Rehearsed("9 frames", 1.0, 2**30))
-    _dry_run(recipe, 0)
+    _dry_run(recipe, 0, Place.pick("cpu", "bf16"))
     assert ("not tried" in capsys.readouterr().out) == bool(missing)
 
 

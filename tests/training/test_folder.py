@@ -8,15 +8,19 @@ import yaml
 
 import cogvideox
 from cogvideox.core.errors import InputError
+from cogvideox.generation.generate import Place
 from cogvideox.training import folder as folders
 from cogvideox.training.folder import begin, commit
 from cogvideox.training.recipe import load_recipe
 from tests.test_architecture import RECIPES
 from tests.training.test_recipes import DIFFUSION, VAE, write
 
+PLACE = Place.pick("cpu")
+
 
 def begun(tmp_path, recipe=VAE, *changes):
-    begin(tmp_path / "run", load_recipe(write(tmp_path / "r.yaml", recipe), changes), ["cogvideox", "train"])
+    asked = load_recipe(write(tmp_path / "r.yaml", recipe), changes)
+    begin(tmp_path / "run", asked, ["cogvideox", "train"], PLACE)
     (tmp_path / "run" / "checkpoints").mkdir(exist_ok=True)
     (tmp_path / "run" / "checkpoints" / "step-00000002").touch()
     return tmp_path / "run"
@@ -25,7 +29,7 @@ def begun(tmp_path, recipe=VAE, *changes):
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
 def test_a_resolved_recipe_is_the_same_recipe(path, tmp_path):
     recipe = load_recipe(path)
-    begin(tmp_path, recipe, [])
+    begin(tmp_path, recipe, [], PLACE)
     assert load_recipe(tmp_path / "recipe.yaml") == recipe
 
 

@@ -12,6 +12,7 @@ from cogvideox.data.storybook import World
 from cogvideox.data.storybook.labels import vocabulary
 from cogvideox.data.storybook.state import ACTIONS
 from cogvideox.evaluation.judge.reading import Judge
+from cogvideox.generation.generate import Place
 from cogvideox.models.judge import JudgeNet, JudgeSpec, Look
 from cogvideox.training import judge as module
 from cogvideox.training.judge import (
@@ -154,6 +155,11 @@ def test_a_judge_that_is_not_good_enough_judges_nothing(tmp_path):
         Judge.load(tmp_path / "judge")
 
 
+def learner(place):
+    stages = (JudgeStage(steps=12, stills=8, frames={5: 1}, budget=20),)
+    return JudgeTask(SPEC, stages, place, seed=0, tests=8)
+
+
 def test_a_judge_learns_in_the_loop(tmp_path, shown):
     def error(weights):
         net = JudgeNet(SPEC)
@@ -161,7 +167,7 @@ def test_a_judge_learns_in_the_loop(tmp_path, shown):
         with torch.no_grad():
             return float(sum(losses(answer(net, shown), shown).values()))
 
-    task = JudgeTask(SPEC, (JudgeStage(steps=12, stills=8, frames={5: 1}, budget=20),), seed=0, tests=8)
+    task = learner(Place.pick("cpu"))
     before = error({name: p.detach().float() for name, p in task.model.named_parameters()})
     rates = {"model": Rates(matrix_lr=0.02, lr=2e-3, warmup=1, decay_from=1.0, ema=0.5)}
     weights = train(task, tmp_path, rates, steps=12, workers=0)["model"].ema_weights()

@@ -25,7 +25,7 @@ from cogvideox.cli.main import main
 from cogvideox.training import run
 from tests.training.test_kill import OPTIONS, RATES, Plane, train
 
-def slow(recipe, folder, *, workers, writers):
+def slow(recipe, folder, *, workers, writers, place):
     task = Plane(at=(range(1000), lambda: time.sleep(0.02)))
     train(task, folder, RATES, workers=workers, writers=writers, **OPTIONS)
     return folder

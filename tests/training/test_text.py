@@ -3,6 +3,7 @@
 import torch
 import torch.nn.functional as F
 
+from cogvideox.generation.generate import Place
 from cogvideox.training.loop import Rates, train
 from cogvideox.training.text import TextSpec, TextTask, make_tokenizer, new_t5, tokenize
 
@@ -19,7 +20,14 @@ def task():
     torch.manual_seed(0)
     tokenizer = make_tokenizer([caption for told in CAPTIONS for caption in told], SPEC.vocabulary)
     text = new_t5(SPEC, 32, len(tokenizer))
-    return TextTask(text, lambda told: tokenize(tokenizer, told, 8), CAPTIONS, seed=0, width=16)
+    return TextTask(
+        text,
+        lambda told: tokenize(tokenizer, told, 8),
+        CAPTIONS,
+        Place.pick("cpu"),
+        seed=0,
+        width=16,
+    )
 
 
 def found(learner, place):

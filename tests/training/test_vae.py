@@ -8,6 +8,7 @@ import torch
 
 from cogvideox.core.errors import InputError
 from cogvideox.data.metrics import flicker
+from cogvideox.generation.generate import Place
 from cogvideox.models.discriminator import DiscriminatorSpec
 from cogvideox.models.specs import VAESpec
 from cogvideox.training.footage import Storybook
@@ -28,10 +29,11 @@ RATES = {
 }
 
 
-def task(begins=None, stages=STAGES, dtype=torch.bfloat16, ramp=2, **loss):
+def task(begins=None, stages=STAGES, dtype=torch.bfloat16, ramp=2, place=None, **loss):
     adversarial = None if begins is None else Adversarial(begins=begins, ramp=ramp, model=JUDGE)
     losses = VAELoss(kl_weight=1e-4, **loss)
-    made = VAETask(SPEC, stages, losses, Gradients(), seed=0, adversarial=adversarial, dtype=dtype)
+    place = place or Place.pick("cpu", dtype)
+    made = VAETask(SPEC, stages, losses, Gradients(), place, seed=0, adversarial=adversarial)
     made.held_out = HeldOut(Storybook(0), count=2, frames=5, side=32)
     return made
 
@@ -191,7 +193,7 @@ def test_clips_are_drawn_at_each_frame_rate():
 class Mirror:
     """A VAE that keeps everything, or only the first frame."""
 
-    dtype = torch.float32
+    device, dtype = torch.device("cpu"), torch.float32
 
     def __init__(self, frozen):
         self.frozen = frozen

@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 from cogvideox.cli.encode import encode
 
 if TYPE_CHECKING:
+    from cogvideox.generation.generate import Place
     from cogvideox.training.recipe import AnyRecipe
 
 
@@ -25,20 +26,23 @@ def train(
     ] = False,
     workers: Annotated[int, typer.Option(help="processes that prepare data")] = 1,
     wandb: Annotated[str | None, typer.Option(help="project of Weights & Biases to report to")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or mps; default: the best one.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="bf16 or fp32; default: as the device can.")] = None,
 ) -> None:
     """Train what RECIPE says; the same command resumes after a stop."""
     from cogvideox.core.errors import InputError
     from cogvideox.core.heap import keep_freed_memory
+    from cogvideox.generation.generate import Place
     from cogvideox.training.interrupt import Stopped
     from cogvideox.training.live import View
     from cogvideox.training.metrics import TensorBoard, WandB, Writer, available
     from cogvideox.training.recipe import load_recipe
     from cogvideox.training.run import run_recipe
 
-    plan = load_recipe(recipe, changes or ())
+    plan, place = load_recipe(recipe, changes or ()), Place.pick(device, dtype)
     keep_freed_memory()
     if dry_run:
-        _dry_run(plan, workers)
+        _dry_run(plan, workers, place)
         return
     if output is None:
         raise InputError("--output DIR says where the run goes")
@@ -50,29 +54,29 @@ def train(
     if wandb is not None:
         writers.append(WandB(wandb))
     try:
-        typer.echo(run_recipe(plan, output, workers=workers, writers=writers))
+        typer.echo(run_recipe(plan, output, workers=workers, writers=writers, place=place))
     except Stopped as stopped:
         typer.echo(stopped)
 
 
-def _dry_run(recipe: AnyRecipe, workers: int) -> None:
+def _dry_run(recipe: AnyRecipe, workers: int, place: Place) -> None:
     """The plan, then a rehearsal where there is memory for it."""
     from rich.console import Console
 
-    from cogvideox.core.device import memory, pick_device
+    from cogvideox.core.device import memory
     from cogvideox.core.launch import processes
     from cogvideox.generation.plan import gib
     from cogvideox.training.dryrun import needed, rehearse, table
     from cogvideox.training.interrupt import Stopped
 
     console = Console(highlight=False, soft_wrap=True)
-    console.print(table(recipe))
-    need, free = needed(recipe, processes()), memory(pick_device()).free
+    console.print(table(recipe, place.dtype))
+    need, free = needed(recipe, processes(), place.dtype), memory(place.device).free
     if need > free:
         console.print(f"not tried: a process here needs {gib(need)}, {gib(free)} are free")
         return
     try:
-        done = rehearse(recipe, workers)
+        done = rehearse(recipe, workers, place)
     except Stopped:  # there is nothing to go on with
         raise KeyboardInterrupt from None
     console.print(

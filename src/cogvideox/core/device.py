@@ -115,8 +115,10 @@ def _system_memory() -> Memory:
         return Memory(total, total // 2)
 
 
-def peak_memory() -> int:
-    """Peak resident memory of this process so far, bytes."""
+def peak_memory(device: torch.device | None = None) -> int:
+    """Peak memory of this process so far, bytes: on a GPU what torch had there, else what is resident."""
+    if device is not None and device.type == "cuda":  # not run here: no GPU at hand
+        return torch.cuda.max_memory_reserved(device)
     try:  # getrusage would also count what the parent had before it started this program
         for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
             if line.startswith("VmHWM"):

@@ -37,7 +37,7 @@ def decode_chunks(
 
     Raises NonFiniteError, naming the frames, before a chunk that is not finite is given out.
     """
-    latents = latents_CTHW[None].to(next(vae.parameters()).device)
+    latents = latents_CTHW[None].to(vae.device)
     chunks = vae.decode_stream(latents, plan) if world is None else decode_stream(vae, latents, world, plan)
     done = 0
     while True:

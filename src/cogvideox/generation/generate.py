@@ -10,12 +10,14 @@ import contextlib
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
 from cogvideox.checkpoints.configs import Compat
 from cogvideox.checkpoints.folder import Model
+from cogvideox.core.device import pick_device, pick_dtype
 from cogvideox.core.errors import InputError
 from cogvideox.data.video import Frames
 from cogvideox.diffusion.inputs import image_condition, pad_front
@@ -37,6 +39,12 @@ class Place:
     dtype: torch.dtype
     offload: bool = False
     """Parts wait on the CPU and move to the device only for their stage."""
+
+    @classmethod
+    def pick(cls, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None) -> Self:
+        """The named device and precision, or the best device there is and what it is fast in."""
+        found = pick_device(device)
+        return cls(found, pick_dtype(dtype, found))
 
     @contextlib.contextmanager
     def turn(self, part: nn.Module) -> Iterator[None]:

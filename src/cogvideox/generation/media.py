@@ -204,7 +204,7 @@ def encode(
     The posterior's mode, or a sample with `noise_CTHW`. `condition` applies the scale of image conditions.
     The processes of a `world` share the work, and all of them get the latents.
     """
-    plan, device = encode_plan(len(frames)), next(vae.parameters()).device
+    plan, device = encode_plan(len(frames)), vae.device
     starts = np.cumsum(plan.sizes)[:-1]
     chunks = (to_signed(part).to(device) for part in np.split(frames, starts))
     if world is None:

@@ -212,11 +212,11 @@ class JudgeNet(nn.Module):
             spec.answers["motion"] + spec.answers["relation"],
         )
 
-    def to_bf16(self) -> JudgeNet:
-        """The weights in the precision and layout that a CPU is fastest with."""
-        for parameter in self.parameters():
-            layout = torch.channels_last if parameter.ndim == 4 else torch.contiguous_format
-            parameter.data = parameter.data.to(torch.bfloat16, memory_format=layout)
+    def arrange(self, device: torch.device, dtype: torch.dtype) -> JudgeNet:
+        """The weights on a device, in a precision and in the layout that convolutions are fast with."""
+        for parameter in self.to(device, dtype).parameters():
+            if parameter.ndim == 4:
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
         return self
 
     def forward(self, video_BTCHW: Tensor) -> Look:

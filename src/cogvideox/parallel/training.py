@@ -219,12 +219,12 @@ ALONE = Ranks()
 """A single process."""
 
 
-def connect(scheme: Scheme) -> Ranks:
-    """The processes of this run, which may be a single one."""
+def connect(scheme: Scheme, device: str = "cpu") -> Ranks:
+    """The processes of this run, which may be a single one; they compute on devices of that kind."""
     if not dist.is_initialized() and processes() > 1:
         join()
     several = dist.is_initialized() and dist.get_world_size() > 1
-    return Ranks.of(scheme) if several else Ranks(scheme)
+    return Ranks.of(scheme, device=device) if several else Ranks(scheme)
 
 
 def change_block(block: nn.Module, *, recompute: bool, compiled: bool) -> None:

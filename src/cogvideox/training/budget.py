@@ -18,7 +18,7 @@ from cogvideox.models.specs import TransformerSpec
 from cogvideox.models.transformer.model import Transformer
 
 META = torch.device("meta")
-HALF, FULL = 2, 4  # bytes of a number in bf16 and in fp32
+FULL = torch.float32.itemsize
 SAVED = 24
 """Tensors (L, D) that a block saves for its backward, as tests/training/test_budget.py counts them."""
 
@@ -60,9 +60,7 @@ class Need:
     """Bytes of one process."""
 
     weights: int
-    """In bf16."""
     gradients: int
-    """In bf16."""
     masters: int
     """Weights in fp32."""
     moments: int
@@ -83,10 +81,12 @@ def need(
     module: nn.Module,
     matrix_blocks: Callable[[str, Tensor], int] | None,
     *,
+    dtype: torch.dtype = torch.bfloat16,
     activations: int = 0,
     shards: int = 1,
 ) -> Need:
-    """Bytes of training `module` (it may be on the meta device), in equal parts on so many processes.
+    """Bytes of training `module` (it may be on the meta device) in a precision, in equal parts on so many
+    processes.
 
     `matrix_blocks` says which parameters Muon updates, as for `MasterOptimizer`; None: none.
     """
@@ -96,8 +96,8 @@ def need(
         moments += parameter.numel() * (1 if matrix_blocks and matrix_blocks(name, parameter) else 2)
     part = -(-count // shards)
     return Need(
-        weights=HALF * part,
-        gradients=HALF * part,
+        weights=dtype.itemsize * part,
+        gradients=dtype.itemsize * part,
         masters=FULL * part,
         moments=FULL * -(-moments // shards),
         average=FULL * part,
@@ -105,14 +105,21 @@ def need(
     )
 
 
-def activations(spec: TransformerSpec, tokens: int, *, recompute: bool, shards: int = 1) -> int:
+def activations(
+    spec: TransformerSpec,
+    tokens: int,
+    *,
+    recompute: bool,
+    dtype: torch.dtype = torch.bfloat16,
+    shards: int = 1,
+) -> int:
     """Bytes that a row of `tokens` needs for the backward of the transformer.
 
     With `recompute` (activation checkpointing) each block keeps its input and one block at a time all of its
     own. Of sharded weights, two blocks are there in full, and the gradient of one.
     """
-    tensor = tokens * spec.width * HALF
-    gathered = 3 * HALF * block_parameters(spec) if shards > 1 else 0
+    tensor = tokens * spec.width * dtype.itemsize
+    gathered = 3 * dtype.itemsize * block_parameters(spec) if shards > 1 else 0
     return tensor * (spec.layers + SAVED if recompute else spec.layers * SAVED) + gathered
 
 

@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from cogvideox.core.device import peak_memory
 from cogvideox.core.pack import Segment
 from cogvideox.core.shapes import plan_shape
+from cogvideox.generation.generate import Place
 from cogvideox.generation.plan import gib
 from cogvideox.parallel.training import Scheme, connect, fit
 from cogvideox.training import budget, judge, vae
@@ -45,22 +46,24 @@ class StagePlan:
     """Of each process."""
 
 
-def plan(recipe: AnyRecipe) -> list[StagePlan]:
-    """Every stage of a run."""
+def plan(recipe: AnyRecipe, dtype: torch.dtype = torch.bfloat16) -> list[StagePlan]:
+    """Every stage of a run that computes in a precision."""
     if isinstance(recipe, VAERecipe):
-        return list(_vae_stages(recipe))
-    return list(_judge_stages(recipe) if isinstance(recipe, JudgeRecipe) else _diffusion_stages(recipe))
+        return list(_vae_stages(recipe, dtype))
+    if isinstance(recipe, JudgeRecipe):
+        return list(_judge_stages(recipe, dtype))
+    return list(_diffusion_stages(recipe, dtype))
 
 
-def _vae_stages(recipe: VAERecipe) -> Iterator[StagePlan]:
+def _vae_stages(recipe: VAERecipe, dtype: torch.dtype) -> Iterator[StagePlan]:
     with budget.META:
-        model = vae.VAE(recipe.vae).bfloat16()
+        model = vae.VAE(recipe.vae).to(dtype)
     blocks = None if recipe.optimizer.matrix_lr is None else vae.matrix_blocks
     for span, stage in zip(recipe.spans, recipe.stages, strict=True):
         parts = stage.sequence if stage.frames > 1 else 1  # pictures are not cut
         kept, flops = _vae_pass(model, stage.frames, stage.crop)
         at_once, clips = -(-stage.batch // stage.micro) * stage.crops, stage.batch * stage.crops
-        need = budget.need(model, blocks, activations=kept * at_once // parts)
+        need = budget.need(model, blocks, dtype=dtype, activations=kept * at_once // parts)
         pixels = clips * stage.frames * stage.crop**2
         yield StagePlan(span.name, stage.steps, pixels, 3.0 * flops * clips, need)
 
@@ -73,16 +76,17 @@ def _vae_pass(model: vae.VAE, frames: int, side: int) -> tuple[int, int]:
     return kept, counter.get_total_flops()
 
 
-def _judge_stages(recipe: JudgeRecipe) -> Iterator[StagePlan]:
+def _judge_stages(recipe: JudgeRecipe, dtype: torch.dtype) -> Iterator[StagePlan]:
     spec = judge.judge_spec()
     with budget.META:
         model = judge.JudgeNet(spec)
-    need = budget.need(model, None if recipe.optimizer.matrix_lr is None else judge.matrix_blocks)
+    blocks = None if recipe.optimizer.matrix_lr is None else judge.matrix_blocks
+    need = budget.need(model, blocks, dtype=dtype)
     for span, stage in zip(recipe.spans, recipe.stages, strict=True):
         yield StagePlan(span.name, stage.steps, (stage.budget + stage.stills) * spec.side**2, 0.0, need)
 
 
-def _diffusion_stages(recipe: TransformerRecipe) -> Iterator[StagePlan]:
+def _diffusion_stages(recipe: TransformerRecipe, dtype: torch.dtype) -> Iterator[StagePlan]:
     spec, layout = recipe.model.transformer, recipe.parallel
     model = budget.on_meta(spec)
     blocks = None if recipe.optimizer.matrix_lr is None else matrix_blocks
@@ -90,9 +94,13 @@ def _diffusion_stages(recipe: TransformerRecipe) -> Iterator[StagePlan]:
         row = _row(recipe, stage)
         tokens = sum(segment.length for segment in row)
         kept = budget.activations(
-            spec, -(-tokens // stage.sequence), recompute=layout.recompute, shards=layout.shards
+            spec,
+            -(-tokens // stage.sequence),
+            recompute=layout.recompute,
+            dtype=dtype,
+            shards=layout.shards,
         )
-        need = budget.need(model, blocks, activations=kept, shards=layout.shards)
+        need = budget.need(model, blocks, dtype=dtype, activations=kept, shards=layout.shards)
         flops = stage.rows * budget.train_flops(spec, row)
         yield StagePlan(stage.name, stage.steps, stage.rows * tokens, flops, need)
 
@@ -104,11 +112,11 @@ def _row(recipe: TransformerRecipe, stage: Stage) -> list[Segment]:
     return budget.largest_row(spec, stage.capacity, *(stage.largest or native))
 
 
-def table(recipe: AnyRecipe) -> Table:
+def table(recipe: AnyRecipe, dtype: torch.dtype = torch.bfloat16) -> Table:
     """The plan for people."""
     unit = "pixels" if isinstance(recipe, VAERecipe) else "tokens"
     shown = Table("stage", "steps", f"{unit}/step", "work/step", "work", "memory", box=None)
-    for stage in plan(recipe):
+    for stage in plan(recipe, dtype):
         work = [_work(stage.flops), _work(stage.flops * stage.steps)]
         cells = f"{stage.steps:,}", f"{stage.tokens:,}", *work, gib(stage.need.total)
         shown.add_row(stage.name, *cells)
@@ -124,7 +132,7 @@ def _work(flops: float) -> str:
     return f"{flops:,.3g} ZFLOP"
 
 
-def needed(recipe: AnyRecipe, processes: int) -> int:
+def needed(recipe: AnyRecipe, processes: int, dtype: torch.dtype = torch.bfloat16) -> int:
     """Bytes that each of so many processes needs, which may be fewer than the recipe is made for."""
     if isinstance(recipe, TransformerRecipe):
         shards = min(recipe.parallel.shards, processes)
@@ -134,7 +142,7 @@ def needed(recipe: AnyRecipe, processes: int) -> int:
     if isinstance(recipe, VAERecipe):
         fewer = tuple(replace(s, sequence=fit(s.sequence, processes)) for s in recipe.stages)
         recipe = recipe.model_copy(update={"stages": fewer})
-    return max(stage.need.total for stage in plan(recipe))
+    return max(stage.need.total for stage in plan(recipe, dtype))
 
 
 @dataclass(frozen=True)
@@ -145,10 +153,10 @@ class Rehearsed:
     seconds: float
     """Of the step."""
     peak: int
-    """Memory of this process, bytes."""
+    """Memory of this process where it computes, bytes."""
 
 
-def rehearse(recipe: AnyRecipe, workers: int) -> Rehearsed:
+def rehearse(recipe: AnyRecipe, workers: int, place: Place | None = None) -> Rehearsed:
     """Go through the whole run with one step of its largest stage, one validation and a few clips, in a
     folder that is removed at the end.
     """
@@ -158,13 +166,14 @@ def rehearse(recipe: AnyRecipe, workers: int) -> Rehearsed:
         def write(self, line: Line) -> None:
             lines.append(line)
 
-    ranks = connect(Scheme())
+    place = place or Place.pick()
+    ranks = connect(Scheme(), place.device.type)
     with tempfile.TemporaryDirectory(prefix="cogvideox-") as own:
         scratch = Path(ranks.lead(lambda: own))
         short = shortest(recipe, scratch / "encoded")
-        run_recipe(short, scratch / "run", workers=workers, writers=[Listener()])
+        run_recipe(short, scratch / "run", workers=workers, writers=[Listener()], place=place)
         seconds = ranks.lead(lambda: lines[-1]["seconds_per_step"])  # nothing goes before all have ended
-    return Rehearsed(short.spans[0].name, seconds, peak_memory())
+    return Rehearsed(short.spans[0].name, seconds, peak_memory(place.device))
 
 
 def shortest(recipe: AnyRecipe, scratch: Path) -> AnyRecipe:

@@ -61,8 +61,8 @@ class Encoder:
     def __call__(
         self, samples: Sequence[Sample], clips: Sequence[Frames], captions: Sequence[Sequence[str]]
     ) -> list[Content]:
-        """Content of samples of one shape, on the CPU; latents and texts as the models give them (bf16)."""
-        device, plan = next(self.vae.parameters()).device, encode_plan(samples[0].frames)
+        """Content of samples of one shape, on the CPU; latents and texts in the models' precision."""
+        device, plan = self.vae.device, encode_plan(samples[0].frames)
         parts = zip(*(np.split(clip, np.cumsum(plan.sizes)[:-1]) for clip in clips), strict=True)
         chunks = (torch.cat([to_signed(part) for part in same]).to(device) for same in parts)
         posterior = Posterior.join(self.vae.encode_stream(chunks, plan))
@@ -90,7 +90,7 @@ class Encoder:
         for draw in range(DRAWS):
             sigma = math.exp(rng.generator(*key, "sigma", draw).normal(*SIGMA))
             noised.append(image + sigma * rng.normal(image.shape, *key, draw))
-        posterior = self.vae.posterior(torch.cat(noised).to(next(self.vae.parameters())))
+        posterior = self.vae.posterior(torch.cat(noised).to(self.vae.device, self.vae.dtype))
         noise = rng.normal(posterior.mean.shape, *key, "posterior")
         return self.vae.latents(posterior, noise, condition=True)[:, :, 0].cpu()
 

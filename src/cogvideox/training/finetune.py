@@ -12,11 +12,10 @@ from torch import Tensor
 from cogvideox.checkpoints.folder import Model, load_model
 from cogvideox.checkpoints.lora import Lora, apply, save_lora
 from cogvideox.core.errors import InputError
-from cogvideox.generation.generate import Place
 from cogvideox.generation.pipeline import Pipeline
 from cogvideox.training.diffusion import DiffusionTask
 from cogvideox.training.folder import Run
-from cogvideox.training.ingredients import CPU, Ingredients
+from cogvideox.training.ingredients import Ingredients
 from cogvideox.training.lora import Adapter, find_peft
 from cogvideox.training.packs import PackedBatches
 from cogvideox.training.recipe import LoraRecipe
@@ -34,6 +33,7 @@ class LoraTask(DiffusionTask):
     def __init__(self, model: Model, adapter: Adapter, parts: Ingredients, batches: PackedBatches) -> None:
         super().__init__(model.transformer, model.spec, parts.needed_text, batches, model.schedule)
         self.base, self.adapter, self.store = model, adapter, parts.store
+        self.place = parts.run.place
 
     @property
     def phases(self) -> tuple[Phase, ...]:
@@ -60,7 +60,7 @@ class LoraTask(DiffusionTask):
 
     def _show(self, folder: Path) -> None:
         chosen = self._batches.held[:SHOWN] or range(min(SHOWN, len(self.store.samples)))
-        pipe = Pipeline(self.base, Place(CPU, torch.bfloat16))
+        pipe = Pipeline(self.base, self.place)
         clips(pipe, self.store, chosen, folder, seed=self._batches.seed)
 
 
@@ -76,9 +76,11 @@ def run_lora(recipe: LoraRecipe, run: Run) -> Path:
     run.ranks.lead(parts.encode)
     if not parts.store.samples:
         raise InputError(f"no clip of {recipe.data} can be used; `cogvideox data check` says why")
-    model = replace(load_model(recipe.base, dtype="bf16"), vae=parts.vae, text=parts.text)
+    base = load_model(recipe.base, dtype=run.place.dtype, device=run.place.device)
+    model = replace(base, vae=parts.vae, text=parts.text)
     adapter = Adapter(model.transformer, recipe.lora, recipe.seed)
     task = LoraTask(model, adapter, parts, parts.batches())
+    run = replace(run, workers=parts.workers)
     weights = run.train(recipe, task, {"lora": recipe.optimizer}, parts.meter())["lora"].ema_weights()
     run.ranks.lead(lambda: save_lora(task.lora(weights), run.folder / "adapter"))
     return run.folder / "adapter"

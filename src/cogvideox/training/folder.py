@@ -7,7 +7,7 @@ import json
 import platform
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,9 +17,10 @@ import yaml
 from pydantic import ValidationError
 
 import cogvideox
-from cogvideox.core.device import describe, pick_device
+from cogvideox.core.device import describe
 from cogvideox.core.errors import InputError
 from cogvideox.core.files import write_text
+from cogvideox.generation.generate import Place
 from cogvideox.parallel.training import ALONE, Ranks
 from cogvideox.training.loop import Rates, train
 from cogvideox.training.metrics import Meter, Writer
@@ -40,6 +41,8 @@ class Run:
     writers: Sequence[Writer] = ()
     """Who is told of its numbers."""
     ranks: Ranks = ALONE
+    place: Place = field(default_factory=Place.pick)
+    """Where models compute, and in what; what is kept of a run does not depend on it."""
 
     def train(
         self, recipe: AnyRecipe, task: Task, rates: Mapping[str, Rates], meter: Meter | None = None
@@ -59,7 +62,7 @@ class Run:
         )
 
 
-def begin(folder: Path, recipe: AnyRecipe, command: Sequence[str]) -> None:
+def begin(folder: Path, recipe: AnyRecipe, command: Sequence[str], place: Place) -> None:
     """Write `recipe.yaml`, with every default and change in it, and add this start to `environment.json`.
 
     A run that has checkpoints goes on with the recipe it was begun with: only the last stage may have become
@@ -76,7 +79,7 @@ def begin(folder: Path, recipe: AnyRecipe, command: Sequence[str]) -> None:
     write_text(path, yaml.safe_dump(resolved, sort_keys=False, width=110))
     path = folder / "environment.json"
     starts = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-    write_text(path, json.dumps([*starts, environment(command)], indent=1))
+    write_text(path, json.dumps([*starts, environment(command, place)], indent=1))
 
 
 def _compare(begun: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
@@ -102,7 +105,7 @@ def _leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         yield from _leaves(value, f"{path}.{key}")
 
 
-def environment(command: Sequence[str]) -> dict[str, Any]:
+def environment(command: Sequence[str], place: Place) -> dict[str, Any]:
     """What a run depends on beside its recipe."""
     versions = {"cogvideox": cogvideox.__version__, "python": platform.python_version()}
     for name in PACKAGES:
@@ -117,7 +120,8 @@ def environment(command: Sequence[str]) -> dict[str, Any]:
         "commit": commit(),
         "machine": platform.node(),
         "system": platform.platform(),
-        "hardware": describe(pick_device()),
+        "hardware": describe(place.device),
+        "precision": str(place.dtype).removeprefix("torch."),
     }
 
 

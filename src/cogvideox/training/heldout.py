@@ -59,7 +59,7 @@ class HeldOut:
         moving: list[Tensor] = []
         rows: list[Tensor] = []
         for video in self.clips():
-            decoded = vae.decode(vae.encode(video.to(vae.dtype))).float().clamp(-1, 1)
+            decoded = vae.decode(vae.encode(video.to(vae.device, vae.dtype))).float().clamp(-1, 1).cpu()
             made, true = (x[0].transpose(0, 1) / 2 + 0.5 for x in (decoded, video))
             both = frame_psnr(made, true), ssim(made, true)
             scores.append((*both, flicker(made), flicker(true), flicker(made - true)))

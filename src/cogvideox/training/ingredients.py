@@ -23,13 +23,13 @@ from cogvideox.data.encoded import Encoded, Store
 from cogvideox.data.samples import Sample
 from cogvideox.data.storybook.world import VERSION
 from cogvideox.diffusion.schedule import make_schedule
+from cogvideox.generation.generate import Place
 from cogvideox.generation.plan import measure
 from cogvideox.models.specs import ModelSpec
 from cogvideox.models.text import EmbeddingCache, TextEncoder, fingerprint
 from cogvideox.models.transformer.model import Transformer
 from cogvideox.models.vae.autoencoder import VAE
-from cogvideox.parallel.training import Ranks
-from cogvideox.training.encode import Encoder, load_vae, text_hash, vae_hash
+from cogvideox.training.encode import Encoder, Live, load_vae, text_hash, vae_hash
 from cogvideox.training.folder import Run
 from cogvideox.training.live import View
 from cogvideox.training.loop import Rates, train
@@ -40,7 +40,6 @@ from cogvideox.training.stores import encode_rows, encode_storybook, live
 from cogvideox.training.stream import StreamBatches
 from cogvideox.training.text import TextTask, make_tokenizer, new_t5, tokenize
 
-CPU = torch.device("cpu")
 CACHE = 2**31  # bytes of the captions' embeddings kept in memory
 
 
@@ -71,9 +70,19 @@ class Ingredients:
                 f"{self.run.folder} was begun with another VAE, world or start; take a new --output"
             )
 
+    @property
+    def _place(self) -> tuple[torch.dtype, torch.device]:
+        return self.run.place.dtype, self.run.place.device
+
+    @property
+    def workers(self) -> int:
+        """Processes that prepare data; none where they would encode on an accelerator."""
+        encode = isinstance(self.store, Live) and self.run.place.device.type != "cpu"  # not run here: no GPU
+        return 0 if encode else self.run.workers
+
     @cached_property
     def vae(self) -> VAE:
-        return load_vae(self.vae_home, self.spec.vae, torch.bfloat16, CPU)
+        return load_vae(self.vae_home, self.spec.vae, *self._place)
 
     def encode(self) -> None:
         """Leave nothing to be written when others ask for the `store`."""
@@ -136,14 +145,14 @@ class Ingredients:
         """The frozen text encoder."""
         sizes, home, spec = self.recipe.text, self._text_home, self.spec
         if home is not None:
-            text = load_text(home / "text_encoder", home / "tokenizer", spec, torch.bfloat16, CPU)
+            text = load_text(home / "text_encoder", home / "tokenizer", spec, *self._place)
         elif sizes is None:
             raise InputError(
                 "a model needs a text encoder: give the sizes of a new one as `text`, or `start`"
             )
         else:
-            text = _new_text(sizes, self.recipe, self.store.samples, self.run.folder, self.run.ranks)
-        size = 2 * spec.transformer.text_length * spec.transformer.text_dim
+            text = _new_text(sizes, self.recipe, self.store.samples, self.run)
+        size = self.run.place.dtype.itemsize * spec.transformer.text_length * spec.transformer.text_dim
         text.cache = EmbeddingCache(CACHE // size)
         return text
 
@@ -155,7 +164,7 @@ class Ingredients:
 
     def meter(self) -> Meter:
         """Of runs on as many machines like this one as there are processes."""
-        return Meter(self.run.ranks.size * measure(CPU, torch.bfloat16).matmul)
+        return Meter(self.run.ranks.size * measure(self.run.place.device, self.run.place.dtype).matmul)
 
     def batches(self) -> PackedBatches:
         """The rows of this process."""
@@ -180,8 +189,8 @@ class Ingredients:
             torch.manual_seed(self.recipe.seed)  # initial weights, the one thing drawn from torch's generator
             fresh = Transformer(spec.transformer, spec.position_policy)
             _initialise(fresh)
-            return fresh.to(torch.bfloat16)
-        model = load_model(start, dtype="bf16")
+            return fresh.to(self.run.place.device, self.run.place.dtype)
+        model = load_model(start, dtype=self.run.place.dtype, device=self.run.place.device)
         if vae_hash(resolve(start) / "vae", model.spec.vae) != self.vae_hash:
             raise InputError(f"{start} was trained on latents of another VAE than the recipe's")
         begun = model.transformer
@@ -190,11 +199,11 @@ class Ingredients:
         return begun.requires_grad_(True)
 
 
-def assemble(spec: ModelSpec, vae: VAE, text: TextEncoder, weights: dict[str, Tensor]) -> Model:
-    """A model in bf16 with the given weights of its transformer."""
+def assemble(spec: ModelSpec, vae: VAE, text: TextEncoder, weights: dict[str, Tensor], place: Place) -> Model:
+    """A model with the given weights of its transformer; the other parts stand in their place."""
     transformer = Transformer(spec.transformer, spec.position_policy)
     transformer.load_state_dict(weights)
-    transformer.to(torch.bfloat16).requires_grad_(False).eval()
+    transformer.to(place.device, place.dtype).requires_grad_(False).eval()
     return Model(
         spec=spec,
         transformer=transformer,
@@ -213,13 +222,12 @@ def _initialise(transformer: Transformer) -> None:
             nn.init.zeros_(parameter)
 
 
-def _new_text(
-    sizes: NewText, recipe: TransformerRecipe, samples: Sequence[Sample], folder: Path, ranks: Ranks
-) -> TextEncoder:
+def _new_text(sizes: NewText, recipe: TransformerRecipe, samples: Sequence[Sample], run: Run) -> TextEncoder:
     """A text encoder trained by itself in `folder/text`; from then on it is frozen, as T5 is in the paper."""
+    folder, place = run.folder, run.place
     # Samples of other shapes show some of the same clips: each counts once.
     clips = list({tuple(sample.captions): sample.captions for sample in samples}.values())
-    ranks.lead(lambda: _make_tokenizer(sizes, clips, folder / "tokenizer"))
+    run.ranks.lead(lambda: _make_tokenizer(sizes, clips, folder / "tokenizer"))
     tokenizer = read_tokenizer(folder / "tokenizer")
     length, width = recipe.model.transformer.text_length, recipe.model.transformer.text_dim
     model = new_t5(sizes, width, len(tokenizer))
@@ -229,7 +237,9 @@ def _new_text(
         print(f"text: {sum(cut) / len(cut):.0%} of {kind} captions are longer than {length} tokens, and cut")
     print(f"text: learning {len(clips)} clips' captions", flush=True)
     captions = [[words for _, words in some] for some in clips]
-    task = TextTask(model, lambda texts: tokenize(tokenizer, texts, length), captions, seed=recipe.seed)
+    task = TextTask(
+        model, lambda texts: tokenize(tokenizer, texts, length), captions, place, seed=recipe.seed
+    )
     rates = {"model": Rates(matrix_lr=0.0, lr=1e-3, decay_from=0.2)}
     train(
         task,
@@ -239,10 +249,10 @@ def _new_text(
         every=recipe.every,
         workers=0,
         writers=[View()],
-        ranks=ranks.replicas(),
+        ranks=run.ranks.replicas(),
     )
     for parameter in model.requires_grad_(False).parameters():
-        parameter.data = parameter.data.bfloat16()
+        parameter.data = parameter.data.bfloat16().to(place.dtype)  # what will be stored, and no more
     return TextEncoder(tokenizer, model, length)
 
 

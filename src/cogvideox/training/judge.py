@@ -30,6 +30,7 @@ from cogvideox.data.storybook.scenes import scene
 from cogvideox.data.storybook.state import Relation
 from cogvideox.data.storybook.world import VERSION, heldout_triples
 from cogvideox.data.video import Frames
+from cogvideox.generation.generate import Place
 from cogvideox.models.judge import STRIDE, JudgeNet, JudgeSpec, Look, Questions, fit
 from cogvideox.training.task import Loss, Metrics, Phase
 
@@ -81,6 +82,13 @@ class Shown:
     motion_Q: Tensor
     relation_Q: Tensor
     """Classes; UNSURE where that is not what is asked."""
+
+    def to(self, device: torch.device) -> Shown:
+        """The same on a device."""
+        asked = Questions(**{name: x.to(device) for name, x in vars(self.asked).items()})
+        whole = {name: x.to(device) for name, x in self.whole.items()}
+        rest = {name: x.to(device) for name, x in vars(self).items() if isinstance(x, Tensor)}
+        return Shown(whole=whole, asked=asked, **rest)
 
 
 def worn(video_TCHW: Tensor, draw: np.random.Generator) -> Tensor:
@@ -235,7 +243,7 @@ def losses(said: Answers, shown: Shown) -> dict[str, Tensor]:
     nobody = logits_BTPK.shape[-1] - 1
     error_BTP = F.cross_entropy(logits_BTPK.flatten(0, 2), classes_BTP.flatten(), reduction="none")
     error_BTP, seen_BTP = error_BTP.view_as(classes_BTP), (classes_BTP >= 0) & (classes_BTP < nobody)
-    scale = torch.tensor([4.0, 4.0, 1.0, 1.0])
+    scale = said.look.boxes_BTP4.new_tensor([4.0, 4.0, 1.0, 1.0])
     found = {
         "cell": _mean(error_BTP[seen_BTP]) + _mean(error_BTP[classes_BTP == nobody]),
         "box": _mean(((said.look.boxes_BTP4 - shown.targets_BTP4)[seen_BTP] * scale).abs()),
@@ -287,11 +295,11 @@ class JudgeTask:
     """All kinds of answers together, by `WEIGHTS`; every frame counts the same."""
 
     def __init__(
-        self, spec: JudgeSpec, stages: tuple[JudgeStage, ...], *, seed: int, tests: int = TESTS
+        self, spec: JudgeSpec, stages: tuple[JudgeStage, ...], place: Place, *, seed: int, tests: int = TESTS
     ) -> None:
         torch.manual_seed(seed)
-        self.spec, self.seed, self.tests = spec, seed, tests
-        self.model = JudgeNet(spec).to_bf16()
+        self.spec, self.place, self.seed, self.tests = spec, place, seed, tests
+        self.model = JudgeNet(spec).arrange(place.device, place.dtype)
         self._batches = JudgeBatches(stages, spec, seed)
 
     def batches(self) -> JudgeBatches:
@@ -302,6 +310,7 @@ class JudgeTask:
         return (Phase("model", self.model, matrix_blocks=matrix_blocks),)
 
     def loss(self, phase: str, micro: Shown, step: int) -> Loss:
+        micro = micro.to(self.place.device)
         said, frames = answer(self.model, micro), float(micro.video_BTCHW[:, :, 0, 0, 0].numel())
         parts = losses(said, micro)
         means = {f"loss_{name}": (part.item() * frames, frames) for name, part in parts.items()}
@@ -310,7 +319,7 @@ class JudgeTask:
 
     def evaluate(self, weights: Mapping[str, dict[str, Tensor]], folder: Path, step: int) -> dict[str, float]:
         """Shares of right answers about held-out clips of 17 frames of 128x128, as they are and worn."""
-        net = JudgeNet(self.spec).to_bf16().eval()
+        net = JudgeNet(self.spec).arrange(self.place.device, self.place.dtype).eval()
         net.load_state_dict(weights["model"])
         clean, rough = (ceiling(net, seed=self.seed, clips=self.tests, wear=wear) for wear in (False, True))
         return {f"eval_{n}": v for n, v in clean.items()} | {f"worn_{n}": v for n, v in rough.items()}
@@ -325,7 +334,7 @@ def ceiling(
     for index in range(0, clips, 8):
         tests = ((clip, clip.render(frames, 8, side, side)) for clip in _tests(seed, index, 8, frames))
         rough = {k: rng.generator(seed, "wear-test", index, k) for k in range(8 * wear)}
-        shown = show(tests, net.spec, rough)
+        shown = show(tests, net.spec, rough).to(net.presence.device)
         for name, (hits, asked) in right(answer(net, shown), shown).items():
             before = sums.get(name, (0.0, 0.0))
             sums[name] = before[0] + hits, before[1] + asked

@@ -110,9 +110,17 @@ class MasterOptimizer:
             gradient = (whole / weight).reshape(-1, *parts[0].shape[1:])
             for part, piece in zip(parts, gradient.chunk(len(parts)), strict=True):
                 part.grad = piece.reshape(part.shape)
-        norm = float(torch.nn.utils.get_total_norm([p.grad for p in self._flat if p.grad is not None]))
-        group = self.weights.group
-        return norm if group is None else math.sqrt(group.sum([norm**2])[0])
+        return self._norm()
+
+    def _norm(self) -> float:
+        """Of all gradients together, the same bits however many processes own them."""
+        norms = [torch.linalg.vector_norm(part.grad) for part in self._flat if part.grad is not None]
+        mine = iter(torch.stack(norms).tolist() if norms else ())
+        squares = dict.fromkeys(self.parameters, 0.0)
+        for name, parts in self.masters.items():
+            squares[name] = math.fsum(next(mine) ** 2 for _ in parts)
+        group, each = self.weights.group, list(squares.values())
+        return math.sqrt(math.fsum(each if group is None else group.sum(each)))
 
     @torch.no_grad()
     def update(self, lr_scale: float, step: int, norm: float) -> None:

@@ -25,7 +25,7 @@ from cogvideox.training.diffusion import DiffusionTask
 from cogvideox.training.finetune import run_lora
 from cogvideox.training.folder import Run, begin
 from cogvideox.training.footage import Recordings
-from cogvideox.training.ingredients import CPU, Ingredients, assemble
+from cogvideox.training.ingredients import Ingredients, assemble
 from cogvideox.training.judge import JudgeTask, judge_spec, write_judge
 from cogvideox.training.metrics import Writer
 from cogvideox.training.perceptual import find_perceptual
@@ -44,15 +44,26 @@ from cogvideox.training.vae import VAETask
 VALIDATED = 4  # clips of a validation
 
 
-def run_recipe(recipe: AnyRecipe, folder: Path, *, workers: int = 1, writers: Sequence[Writer] = ()) -> Path:
+def run_recipe(
+    recipe: AnyRecipe,
+    folder: Path,
+    *,
+    workers: int = 1,
+    writers: Sequence[Writer] = (),
+    place: Place | None = None,
+) -> Path:
     """Train what the recipe describes in `folder`; resumes from the folder's checkpoint. `writers` are told
-    of the run's numbers.
+    of the run's numbers. `place`: by default the best device there is, and what it is fast in.
 
     A VAE ends up in `folder/vae`, a whole model in `folder/model`, an adapter in `folder/adapter`, as
-    diffusers reads them, a judge in `folder/judge`; returns which.
+    diffusers reads them, a judge in `folder/judge`; returns which. InputError for fp16, whose gradients would
+    vanish.
     """
-    run = Run(folder, workers, writers, connect(scheme(recipe)))
-    run.ranks.lead(lambda: begin(folder, recipe, sys.argv))
+    place = place or Place.pick()
+    if place.dtype == torch.float16:
+        raise InputError("training computes in bf16 or fp32: gradients are too small for fp16")
+    run = Run(folder, workers, writers, connect(scheme(recipe), place.device.type), place)
+    run.ranks.lead(lambda: begin(folder, recipe, sys.argv, place))
     if isinstance(recipe, VAERecipe):
         return run_vae(recipe, run)
     if isinstance(recipe, JudgeRecipe):
@@ -80,7 +91,7 @@ def scheme(recipe: AnyRecipe) -> Scheme:
 
 def run_vae(recipe: VAERecipe, run: Run) -> Path:
     """Train a VAE and write it with the scale that gives its latents unit variance."""
-    perceptual = find_perceptual(recipe.loss.perceptual)
+    perceptual = find_perceptual(recipe.loss.perceptual).to(run.place.device)
 
     def claim() -> None:
         print(f"perceptual loss: {perceptual.name}", flush=True)
@@ -94,6 +105,7 @@ def run_vae(recipe: VAERecipe, run: Run) -> Path:
         recipe.stages,
         recipe.loss,
         perceptual,
+        run.place,
         seed=recipe.seed,
         adversarial=recipe.adversarial,
         footage=None if recipe.data is None else Recordings(recipe.data.manifest, recipe.data.held),
@@ -119,7 +131,7 @@ def _write_vae(task: VAETask, weights: dict[str, Tensor], perceptual: str, folde
 
 def run_judge(recipe: JudgeRecipe, run: Run) -> Path:
     """Train a judge and write it with the shares of its right answers about true renders."""
-    task = JudgeTask(judge_spec(), recipe.stages, seed=recipe.seed)
+    task = JudgeTask(judge_spec(), recipe.stages, run.place, seed=recipe.seed)
     weights = run.train(recipe, task, {"model": recipe.optimizer})["model"].ema_weights()
     task.model.load_state_dict(weights)
     run.ranks.lead(lambda: write_judge(task.model.eval(), run.folder / "judge", recipe.seed))
@@ -130,27 +142,28 @@ def run_diffusion(recipe: DiffusionRecipe, run: Run) -> Path:
     """Encode what is missing, train the text encoder, then the transformer; write the whole model. On
     Storybook it is written at every validation too, for such a model is small and may train for ever.
     """
-    parts = Ingredients(recipe, run)
+    parts, place = Ingredients(recipe, run), run.place
     run.ranks.lead(parts.encode)
 
     def write(weights: dict[str, Tensor]) -> Model:
-        model = assemble(parts.spec, parts.vae, parts.text, weights)
+        model = assemble(parts.spec, parts.vae, parts.text, weights, place)
         record = {"vae": parts.vae_record}
         save_model(replace(model, record=record), run.folder / "model", dtype=torch.bfloat16)
         return model
 
-    transformer, batches, place = parts.transformer(), parts.batches(), Place(CPU, torch.bfloat16)
+    transformer, batches = parts.transformer(), parts.batches()
 
     def judge(weights: dict[str, Tensor], where: Path, step: int) -> None:
         if isinstance(recipe.data, StorybookData):
             pipe = Pipeline(write(weights), place)
             contact_sheet(pipe, where / f"{step:06d}.png", seed=recipe.seed, prompts=10, steps=16)
         else:
-            pipe = Pipeline(assemble(parts.spec, parts.vae, parts.text, weights), place)
+            pipe = Pipeline(assemble(parts.spec, parts.vae, parts.text, weights, place), place)
             clips(pipe, parts.store, batches.held[:VALIDATED], where / f"{step:06d}", seed=recipe.seed)
 
     schedule = make_schedule(parts.spec.snr_shift)
     task = DiffusionTask(transformer, parts.spec, parts.needed_text, batches, schedule, judge=judge)
+    run = replace(run, workers=parts.workers)
     weights = run.train(recipe, task, {"model": recipe.optimizer}, parts.meter())["model"].ema_weights()
     run.ranks.lead(lambda: write(weights))
     return run.folder / "model"

@@ -20,6 +20,7 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
 from cogvideox.core import rng
+from cogvideox.generation.generate import Place
 from cogvideox.training.task import Loss, Phase
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789.,!?'-:;"
@@ -121,14 +122,15 @@ class TextTask:
         text: T5EncoderModel,
         tokenize: Callable[[list[str]], Tensor],
         captions: Sequence[Sequence[str]],
+        place: Place,
         *,
         seed: int,
         clips: int = 128,
         width: int = 128,
         temperature: float = 0.1,
     ) -> None:
-        self.model = _Seen(text, width, seed)
-        self.tokenize, self.seed, self.temperature = tokenize, seed, temperature
+        self.model = _Seen(text, width, seed).to(place.device)
+        self.place, self.tokenize, self.seed, self.temperature = place, tokenize, seed, temperature
         self._batches = _Pairs(captions, seed=seed, clips=clips)
 
     def batches(self) -> Dataset[Any]:
@@ -140,13 +142,14 @@ class TextTask:
 
     def loss(self, phase: str, micro: tuple[list[str], list[str]], step: int) -> Loss:
         ids = self.tokenize([*micro[0], *micro[1]])  # those too long are cut, as in sampling
-        with torch.autocast("cpu", torch.bfloat16):
+        ids, half = ids.to(self.place.device), self.place.dtype == torch.bfloat16
+        with torch.autocast(self.place.device.type, torch.bfloat16, enabled=half):
             hidden_NLC = self.model.text(input_ids=ids)[0]
         rows, length = ids.shape
         place = torch.from_numpy(rng.generator(self.seed, "text-token", step).integers(length, size=rows))
         seen_ND = F.normalize(hidden_NLC[torch.arange(rows), place].float() @ self.model.head, dim=-1)
         one, other = seen_ND.chunk(2)
-        scores, partner = one @ other.T / self.temperature, torch.arange(len(one))
+        scores, partner = one @ other.T / self.temperature, torch.arange(len(one), device=one.device)
         loss = (F.cross_entropy(scores, partner) + F.cross_entropy(scores.T, partner)) / 2
         found = (scores.argmax(1) == partner).sum().item()
         return Loss(loss * len(one), float(len(one)), {"found": (found, float(len(one)))})

@@ -24,6 +24,7 @@ from cogvideox.core import rng
 from cogvideox.core.errors import InputError
 from cogvideox.core.shapes import FRAMES_PER_LATENT, latent_frames
 from cogvideox.data.video import Frames
+from cogvideox.generation.generate import Place
 from cogvideox.generation.media import to_signed
 from cogvideox.models.discriminator import Discriminator, DiscriminatorSpec
 from cogvideox.models.specs import VAESpec
@@ -206,10 +207,10 @@ class VAETask:
         stages: tuple[VAEStage, ...],
         loss: VAELoss,
         perceptual: Perceptual,
+        place: Place,
         *,
         seed: int,
         adversarial: Adversarial | None = None,
-        dtype: torch.dtype = torch.bfloat16,
         footage: Footage | None = None,
         ranks: Ranks = ALONE,
     ) -> None:
@@ -220,13 +221,13 @@ class VAETask:
         for name, parameter in self.vae.named_parameters():
             if "conv2.weight" in name:
                 nn.init.zeros_(parameter)  # every residual block starts as the identity
-        _prepare(self.vae, dtype)
+        _prepare(self.vae, place)
         self.discriminator: Discriminator | None = None
         if adversarial is not None:
             self.discriminator = Discriminator(adversarial.model)
-            _prepare(self.discriminator, dtype)
+            _prepare(self.discriminator, place)
             self.discriminator.logits.float()
-        self.spec, self.stages, self.seed, self.ranks = spec, stages, seed, ranks
+        self.spec, self.stages, self.place, self.seed, self.ranks = spec, stages, place, seed, ranks
         self.weights, self.perceptual, self.adversarial = loss, perceptual, adversarial
         self.footage = footage or Storybook(seed)
         self.held_out = HeldOut(self.footage, side=min(stages[-1].sizes) // 8 * 8)
@@ -257,7 +258,7 @@ class VAETask:
         self._lost.add(micro.unreadable)
         frames, team = micro.video_BTHWC.shape[1], self.ranks.partners
         clip = Whole() if team is None else slices(team, frames)
-        video = signed(clip.cut(micro.video_BTHWC, axis=1)).to(self.vae.decoder.conv_in.weight)
+        video = signed(clip.cut(micro.video_BTHWC, axis=1)).to(self.vae.device, self.vae.dtype)
         if phase == "vae":
             return self._vae_loss(clip, video, micro, step)
         with torch.no_grad():
@@ -317,7 +318,8 @@ class VAETask:
     def latent_std(self, weights: dict[str, Tensor]) -> float:
         """Standard deviation of unscaled latents over the held-out clips."""
         model = self._with(weights)
-        means = [model.posterior(video.to(model.dtype)).mean.float() for video in self.held_out.clips()]
+        clips = (video.to(model.device, model.dtype) for video in self.held_out.clips())
+        means = [model.posterior(video).mean.float() for video in clips]
         return torch.cat(means).std().item()
 
     def evaluate(self, weights: Mapping[str, dict[str, Tensor]], folder: Path, step: int) -> dict[str, float]:
@@ -325,7 +327,7 @@ class VAETask:
         return self.held_out.report(self._with(weights["vae"]), folder / f"{step:06d}.png")
 
     def _with(self, weights: dict[str, Tensor]) -> VAE:
-        model = VAE(self.spec).to(torch.bfloat16)
+        model = VAE(self.spec).to(self.place.device, self.place.dtype)
         model.load_state_dict(weights)
         return model
 
@@ -337,9 +339,9 @@ def _loss(mean: Tensor, clips: int, here: float, means: Mapping[str, Tensor]) ->
     return Loss(mean * clips, weight, metrics)
 
 
-def _prepare(model: nn.Module, dtype: torch.dtype) -> None:
-    """Precision, and the layout in which convolutions are fast."""
-    model.to(dtype)
+def _prepare(model: nn.Module, place: Place) -> None:
+    """Device and precision, and the layout in which convolutions are fast."""
+    model.to(place.device, place.dtype)
     for module in model.modules():
         if isinstance(module, nn.Conv3d):
             module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last_3d)

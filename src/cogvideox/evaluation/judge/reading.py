@@ -12,6 +12,7 @@ from torch import Tensor
 import cogvideox
 from cogvideox.checkpoints.settings import read_json
 from cogvideox.checkpoints.weights import Weights
+from cogvideox.core.device import pick_dtype
 from cogvideox.core.errors import CheckpointError, InputError
 from cogvideox.data.storybook.labels import vocabulary
 from cogvideox.data.storybook.world import VERSION
@@ -21,6 +22,7 @@ from cogvideox.models.judge import JudgeNet, JudgeSpec, Look, Questions, fit
 FOLDER = Path(cogvideox.__file__).parent / "assets" / "judge"
 FPS = 8
 """Frames per second of all that the judge sees."""
+CPU = torch.device("cpu")
 NEEDED = 0.95
 """Share of right answers about real renders below which nothing is judged."""
 KEY_ANSWERS = ("characters", "scene", "motion")
@@ -53,7 +55,7 @@ class Judge:
                     f"the judge in {folder} is right about only {ceiling[name]:.3f} of {name} in true "
                     f"renders, {NEEDED} are needed: train it longer (recipes/mini/judge.yaml)"
                 )
-        return cls(net.to_bf16().eval(), ceiling)
+        return cls(net.arrange(CPU, pick_dtype(None, CPU)).eval(), ceiling)
 
     @torch.no_grad()
     def read(self, video_THWC: Frames) -> Reading:

@@ -244,6 +244,10 @@ class VAE(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.decoder.conv_in.weight.dtype
 
+    @property
+    def device(self) -> torch.device:
+        return self.decoder.conv_in.weight.device
+
 
 def _no_grad() -> bool:
     """A stream owns its cache; only a backward pass may still want the old values."""
