@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from unittest.mock import Mock
 
@@ -66,7 +67,10 @@ def test_atomic_path_leaves_the_old_file_on_error(tmp_path):
     assert list(tmp_path.iterdir()) == [target]
 
 
-def test_atomic_path_replaces_folders_whole(tmp_path):
+@pytest.mark.parametrize("at_once", [True, False])
+def test_atomic_path_replaces_folders_whole(tmp_path, monkeypatch, at_once):
+    if not at_once:
+        monkeypatch.setattr(files, "_exchange", lambda *_: False)
     target = tmp_path / "folder"
     target.mkdir()
     (target / "old").touch()
@@ -77,11 +81,31 @@ def test_atomic_path_replaces_folders_whole(tmp_path):
     assert list(tmp_path.iterdir()) == [target]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere there is a moment without a folder")
+def test_a_folder_that_is_replaced_is_never_missing(tmp_path):
+    target, missing, ended = tmp_path / "folder", [], threading.Event()
+    target.mkdir()
+
+    def watch():
+        while not ended.is_set():
+            missing.extend([1] * (not target.exists()))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    for _ in range(300):
+        with files.atomic_path(target) as partial:
+            partial.mkdir()
+    ended.set()
+    watcher.join()
+    assert not missing
+
+
 @pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
 def test_atomic_path_restores_the_old_folder_when_the_last_step_fails(tmp_path, monkeypatch, error):
     target = tmp_path / "folder"
     target.mkdir()
     (target / "old").touch()
+    monkeypatch.setattr(files, "_exchange", lambda *_: False)
     monkeypatch.setattr(os, "replace", Mock(side_effect=error))
     with pytest.raises(error), files.atomic_path(target) as partial:
         partial.mkdir()

@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import signal
+from dataclasses import replace
 
 import pytest
 import torch
@@ -251,6 +252,17 @@ def test_stages_change_the_rates(tmp_path):
     assert scales[25] == pytest.approx(0.5 * lr_scale(25, 30, 2, 0.6))
     assert scales[30:33] == [0.05, 0.1, 0.1]
     assert scales[39] == pytest.approx(0.1 * lr_scale(9, 10, 2, 0.6))
+
+
+def test_a_phase_that_joins_late_warms_up_there(tmp_path):
+    class Late(Plane):
+        @property
+        def phases(self):
+            return (replace(super().phases[0], begins=20),)
+
+    trainer = Trainer(Late(), tmp_path, RATES, steps=40)
+    assert [trainer._scale("model", step) for step in (20, 21, 22)] == [0.5, 1.0, 1.0]
+    assert trainer._scale("model", 39) == pytest.approx(lr_scale(19, 20, 2, 0.6))
 
 
 def test_rates_warm_up_hold_and_decay():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import shutil
 import tempfile
@@ -16,20 +17,33 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     it to `path` when the block ends well; on any error, Ctrl-C included, it is removed and `path` stays as it
     was.
 
-    A folder that already stands at `path` is replaced only after the new one is complete.
+    A folder that already stands at `path` is replaced only after the new one is complete; on Linux there is
+    no moment without one.
     """
     path = Path(path)
     holder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     partial, replaced = holder / path.name, holder / f"{path.name}.replaced"
     try:
         yield partial
-        if path.is_dir() and partial.is_dir():
-            path.rename(replaced)  # no system call replaces a folder that is not empty
-        os.replace(partial, path)
+        folders = path.is_dir() and partial.is_dir()
+        if not (folders and _exchange(partial, path)):
+            if folders:
+                path.rename(replaced)
+            os.replace(partial, path)
     finally:
         if replaced.exists() and not path.exists():
             replaced.rename(path)
         shutil.rmtree(holder, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two folders in one step; False where the system or its files cannot."""
+    try:
+        swap = ctypes.CDLL(None).renameat2
+    except (AttributeError, OSError, TypeError):
+        return False
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return swap(here, os.fsencode(one.absolute()), here, os.fsencode(other.absolute()), exchange) == 0
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -11,7 +11,7 @@ import torch
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
-from cogvideox.core.device import peak_memory
+from cogvideox.core.device import DTYPES, SHORT, peak_memory
 from cogvideox.core.pack import Segment
 from cogvideox.core.shapes import plan_shape
 from cogvideox.generation.generate import Place
@@ -56,6 +56,7 @@ def plan(recipe: AnyRecipe, dtype: torch.dtype = torch.bfloat16) -> list[StagePl
 
 
 def _vae_stages(recipe: VAERecipe, dtype: torch.dtype) -> Iterator[StagePlan]:
+    """The discriminator and the perceptual network, small beside the VAE, are left out."""
     with budget.META:
         model = vae.VAE(recipe.vae).to(dtype)
     blocks = None if recipe.optimizer.matrix_lr is None else vae.matrix_blocks
@@ -115,7 +116,8 @@ def _row(recipe: TransformerRecipe, stage: Stage) -> list[Segment]:
 def table(recipe: AnyRecipe, dtype: torch.dtype = torch.bfloat16) -> Table:
     """The plan for people."""
     unit = "pixels" if isinstance(recipe, VAERecipe) else "tokens"
-    shown = Table("stage", "steps", f"{unit}/step", "work/step", "work", "memory", box=None)
+    memory = f"memory in {next(short for short, name in SHORT.items() if DTYPES[name] == dtype)}"
+    shown = Table("stage", "steps", f"{unit}/step", "work/step", "work", memory, box=None)
     for stage in plan(recipe, dtype):
         work = [_work(stage.flops), _work(stage.flops * stage.steps)]
         cells = f"{stage.steps:,}", f"{stage.tokens:,}", *work, gib(stage.need.total)

@@ -265,8 +265,9 @@ class Trainer:
             )
 
     def _scale(self, name: str, step: int) -> float:
-        """What the rates of a phase are multiplied with."""
-        cuts = [0, *(begins for begins, stage in self.stages.items() if stage.anew), self.steps]
+        """What the rates of a phase are multiplied with: it warms up where it begins, too."""
+        joins = next(phase.begins for phase in self.task.phases if phase.name == name)
+        cuts = [0, joins, *(begins for begins, stage in self.stages.items() if stage.anew), self.steps]
         begins = max(cut for cut in cuts[:-1] if cut <= step)
         ends = min(cut for cut in cuts[1:] if cut > step)
         return self.stage(step).rate * self.rates[name].scale(step - begins, ends - begins)
