@@ -64,18 +64,6 @@ def test_portraits_show_many_in_one_place_in_compositions_of_training(monkeypatc
         assert np.array_equal(frames, clip.render(1, 8, 64, 64))
 
 
-def test_close_portraits_are_alone_large_and_on_few_pixels():
-    def sizes(close):
-        films = portraits(World(seed=4).clip(7, 0.0), 24, 64, 64, rng.generator(0, "portraits"), close)
-        return [[actor.size for actor in clip.actors] for clip, _ in films]
-
-    usual, close = sizes(1), sizes(2)
-    assert {len(actors) for actors in close} == {1}
-    assert np.mean([size for (size,) in close]) > 1.6 * np.mean([max(actors) for actors in usual])
-    (far,), (near,) = (JudgeBatches((JudgeStage(steps=1, stills=3, close=n),), SPEC, 0)[0] for n in (1, 2))
-    assert [n // 2 for n in far.video_BTCHW.shape[3:]] == list(near.video_BTCHW.shape[3:])
-
-
 def test_only_the_clips_that_are_named_are_worn():
     films = [(clip, clip.render(1, 8, 32, 32)) for clip in (World().clip(k, 0.0) for k in range(2))]
     clean, rough = show(films, SPEC), show(films, SPEC, {1: rng.generator(0, "wear")})

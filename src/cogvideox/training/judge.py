@@ -45,8 +45,6 @@ WORN = 0.6
 """Share of the clips that are worn."""
 PORTRAITS = 8
 """Stills of each place."""
-LARGEST = 0.9
-"""Of characters in them, in short sides."""
 TESTS = 96
 """Held-out clips of each validation."""
 
@@ -63,10 +61,6 @@ class JudgeStage:
     steps: int
     stills: int
     """Portraits per step, if they are square; wider ones are fewer."""
-    close: int = 1
-    """So many times larger are characters drawn, alone, and so many times smaller the pictures: the same
-    lesson in who is who on fewer pixels.
-    """
     frames: dict[int, float] = field(default_factory=dict)
     """Frames of the clips of a step -> how often it is drawn; nothing: no clips."""
     budget: int = 0
@@ -112,22 +106,20 @@ def worn(video_TCHW: Tensor, draw: np.random.Generator) -> Tensor:
     return video_TCHW * draw.uniform(0.85, 1.1) + draw.uniform(-0.08, 0.08) + torch.from_numpy(noise)
 
 
-def portraits(
-    clip: Clip, count: int, height: int, width: int, draw: np.random.Generator, close: int = 1
-) -> Iterator[Film]:
-    """Stills of one place with many of the cast in it, in compositions that training may show: many faces at
-    the price of one place. One or more at a time, or one that is so many times larger.
+def portraits(clip: Clip, count: int, height: int, width: int, draw: np.random.Generator) -> Iterator[Film]:
+    """Stills of one place with many of the cast in it, one or more at a time, in compositions that training
+    may show: many faces at the price of one place.
     """
     where, everybody = scene(clip.setting.scene), list(cast().values())
     place = Renderer(clip, height, width)
     while count:
         who = everybody[int(draw.integers(len(everybody)))]
-        kind, people = ("", []) if close > 1 else pick_relation(draw, who, where, 0.0)
+        kind, people = pick_relation(draw, who, where, 0.0)
         if kind and draw.random() < 0.5:
             actors = relate(draw, kind, people, where, 0.0).actors
             still = replace(clip, actors=actors, relation=Relation(kind, len(people)))
         else:
-            size = who.size * min(LARGEST, close * float(draw.uniform(0.2, 0.6)))
+            size = who.size * float(draw.uniform(0.2, 0.6))
             still = replace(clip, actors=(solo(draw, who, where, "stay", "", 0.0, size),), relation=None)
         if heldout_triples().isdisjoint(still.triples()):
             count -= 1
@@ -203,7 +195,7 @@ class JudgeBatches(Dataset[Any]):
 
     def __getitem__(self, step: int) -> list[Shown]:
         stage, draw = self._stage(step), rng.generator(self.seed, "judge-batch", step)
-        side, (tall, wide) = draw.choice(SIDES) / stage.close, ASPECTS[int(draw.integers(len(ASPECTS)))]
+        side, (tall, wide) = int(draw.choice(SIDES)), ASPECTS[int(draw.integers(len(ASPECTS)))]
         height, width = (16 * round(side * n / min(tall, wide) / 16) for n in (tall, wide))
         share = min(tall, wide) / max(tall, wide)
         world, parts = World(seed=self.seed, split="train"), list[list[Film]]()
@@ -217,9 +209,8 @@ class JudgeBatches(Dataset[Any]):
             parts.append([])
             while (left := round(stage.stills * share) - len(parts[-1])) > 0:
                 place = world.clip(int(draw.integers(2**31)), 0.0)
-                parts[-1] += portraits(place, min(PORTRAITS, left), height, width, draw, stage.close)
-        spec = replace(self.spec, side=self.spec.side // stage.close)
-        return [show(films, spec, self._wear(films, step, draw)) for films in parts]
+                parts[-1] += portraits(place, min(PORTRAITS, left), height, width, draw)
+        return [show(films, self.spec, self._wear(films, step, draw)) for films in parts]
 
     def _wear(
         self, films: list[Film], step: int, draw: np.random.Generator
