@@ -1,5 +1,7 @@
 """The judge's network: shapes, lengths, and answers that depend only on what they are asked of."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -23,6 +25,17 @@ def net():
     return JudgeNet(SPEC).eval()
 
 
+class Says(torch.nn.Module):
+    """A last layer that has its mind made up."""
+
+    def __init__(self, cells_PD, side):
+        super().__init__()
+        self.maps, self.weight = cells_PD.T.unflatten(1, (side, side))[None], torch.zeros(1)
+
+    def forward(self, x):
+        return self.maps
+
+
 def ask(*rows):
     return Questions(*torch.tensor(rows).unbind(1))
 
@@ -43,6 +56,34 @@ def test_any_length_and_shape_is_answered(net, frames):
     }
     motion, relation = net.motion(look, ask((0, 1, 2, 0, frames), (1, 4, -1, 0, 1)))
     assert (motion.shape, relation.shape) == ((2, 6), (2, 3))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", [0.25, 0.7])
+def test_characters_are_counted_whatever_their_size(size):
+    """By a network that has learned: in its inner cells somebody of that size is seen, elsewhere nobody."""
+    net, picture, side = JudgeNet(SPEC).eval(), video(1, 128, 128), 16
+    inner = (net(picture).grid_P2.abs() <= 0.3 * size).all(-1)
+    taken = float(inner.sum()) / (0.6 * size * side) ** 2
+    assert 0.6 < taken < 1.2
+    logits = torch.where(inner[:, None], torch.tensor([0, 0, 20.0, 0, 0, 0]), torch.tensor([0.0] * 5 + [20]))
+    net.name, net.box = Says(logits, side), Says(torch.full((side**2, 4), size).log(), side)
+    number = net(picture).number_BTK[0, 0]
+    assert number[2] == pytest.approx(taken, rel=1e-3)
+    assert number[[0, 1, 3, 4]].max() < 1e-3
+
+
+@torch.no_grad()
+def test_who_is_there_for_a_moment_is_there_and_who_is_mistaken_for_another_is_not(net):
+    number = torch.zeros(1, 17, 5)
+    number[:, :, 0] = 1.0  # all the time
+    number[:, :, 1] = 0.1  # a part of somebody looks like it
+    number[:, 4:7, 2] = 1.0  # comes and goes
+    number[:, 9, 3] = 1.0  # one frame's mistake
+    look = replace(net(video(17)), number_BTK=number)
+    assert (net.present(look) > 0).tolist() == [[True, False, True, False, False]]
+    assert (net.present(look, 8, 17) > 0).tolist() == [[True, False, False, False, False]]
+    assert (net.present(look, 5, 7) > 0).tolist() == [[True, False, True, False, False]]
 
 
 @torch.no_grad()

@@ -91,7 +91,7 @@ def perfect(shown):
         20.0 * torch.nn.functional.one_hot(truth.clamp(min=0), SPEC.answers[name])
         for name, truth in (("motion", shown.motion_Q), ("relation", shown.relation_Q))
     ]
-    look = Look(cells, shown.targets_BTP4, empty, empty, empty)
+    look = Look(cells, shown.targets_BTP4, empty, empty, empty, empty)
     return Answers(look, 40 * shown.present_BK - 20, whole, *one_hot)
 
 

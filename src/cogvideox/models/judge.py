@@ -26,6 +26,8 @@ STRIDE = 8
 """Pixels of a cell."""
 GRID = 3
 """Parts of a frame along each side whose features are kept apart: a zoom moves them in different ways."""
+MOMENT = 3
+"""Frames in which a character must be seen to have been there."""
 REACH = 4
 """Pixels of a picture of half the judge's size by which a place can be seen to move from frame to frame."""
 SHARP = 20.0
@@ -164,11 +166,8 @@ class Look:
     frames_BTG: Tensor
     grid_P2: Tensor
     """Middles x, y of the cells from that of the picture, in short sides."""
-
-    @property
-    def shares_BTPK(self) -> Tensor:
-        """Probabilities of the characters in each cell, without the background."""
-        return self.logits_BTPK.softmax(-1)[..., :-1]
+    number_BTK: Tensor
+    """How many there are of each character: what its cells show of it, over what one of that size takes."""
 
 
 @dataclass(frozen=True)
@@ -203,7 +202,7 @@ class JudgeNet(nn.Module):
         with torch.no_grad():
             self.name.bias[-1] = 5.0  # type: ignore[index]  # at first nobody is seen anywhere
         self.box = nn.Conv2d(spec.width, 4, 1)
-        self.presence = nn.Parameter(torch.tensor([1.5, 1.0]))  # slope and offset of the log area
+        self.presence = nn.Parameter(torch.tensor([3.0, 1.0, 2.0]))  # slopes of log numbers, and the offset
         frame = c16 + 16 * GRID**2 + 1 + 2 * GRID**2
         self.scenes = OverTime(frame, spec.time_width, sum(spec.whole.values()))
         self.tracks = OverTime(
@@ -237,22 +236,25 @@ class JudgeNet(nn.Module):
 
         logits_BTPK = per_cell(self.name(cells_NDHW)).float()
         boxes_BTP4 = per_cell(self.box(cells_NDHW)).float()
-        # How many there are: cells with somebody, over those that somebody of that size takes.
         unit = min(x8.shape[2:])
-        taken_BTP = (2 * 0.3 * unit) ** 2 * boxes_BTP4[..., 2:].sum(-1).clamp(-6, 1).exp()
-        some_BTP = 1 - logits_BTPK.softmax(-1)[..., -1]
-        number_BT1 = (some_BTP / taken_BTP.clamp(min=1)).sum(-1, keepdim=True).detach()
+        taken_BTP = (2 * 0.3 * unit) ** 2 * boxes_BTP4[..., 2:].detach().sum(-1).clamp(-6, 1).exp()
+        number_BTK = (logits_BTPK.softmax(-1)[..., :-1] / taken_BTP.clamp(min=1)[..., None]).sum(2)
+        number_BT1 = number_BTK.detach().sum(-1, keepdim=True)
         parts = F.adaptive_avg_pool2d(self.parts(x8), GRID).flatten(1).unflatten(0, (batch, frames))
         whole = x16.mean((2, 3)).unflatten(0, (batch, frames))
         rest = [number_BT1, flow(video_BTCHW)]
         frames_BTG = torch.cat([CALM * whole, CALM * parts, *(part.to(whole) for part in rest)], dim=-1)
         grid_P2 = _grid(*x8.shape[2:]).to(logits_BTPK.device)
-        return Look(logits_BTPK, boxes_BTP4, per_cell(cells_NDHW), frames_BTG, grid_P2)
+        return Look(logits_BTPK, boxes_BTP4, per_cell(cells_NDHW), frames_BTG, grid_P2, number_BTK)
 
     def present(self, look: Look, first: int = 0, last: int | None = None) -> Tensor:
-        """Logits (B, K - 1) of each character being there during frames `first` to `last`."""
-        area = look.shares_BTPK[:, first:last].sum(2).mean(1)
-        return (area + 1e-4).log() * self.presence[0].float() + self.presence[1].float()
+        """Logits (B, K - 1) of each character being there at some time of frames `first` to `last`: by how
+        many of it there are on average, and at most in `MOMENT` frames.
+        """
+        number_BKT = look.number_BTK[:, first:last].mT
+        most = F.avg_pool1d(number_BKT, min(MOMENT, number_BKT.shape[-1]), stride=1).amax(-1)
+        at_most, usual, offset = self.presence.float()
+        return at_most * (most + 1e-3).log() + usual * (number_BKT.mean(-1) + 1e-3).log() + offset
 
     def whole(self, look: Look) -> dict[str, Tensor]:
         """Logits (B, classes) of each question about whole clips."""
