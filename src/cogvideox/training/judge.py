@@ -27,7 +27,7 @@ from cogvideox.data.storybook.relations import relate
 from cogvideox.data.storybook.render import Renderer
 from cogvideox.data.storybook.sample import pick_relation, solo
 from cogvideox.data.storybook.scenes import scene
-from cogvideox.data.storybook.state import STYLES, Relation
+from cogvideox.data.storybook.state import Relation
 from cogvideox.data.storybook.world import VERSION, heldout_triples
 from cogvideox.data.video import Frames
 from cogvideox.generation.generate import Place
@@ -45,10 +45,6 @@ WORN = 0.6
 """Share of the clips that are worn."""
 PORTRAITS = 8
 """Stills of each place."""
-STYLED = 0.3
-"""Share of the places in a style, beside those of the world, where one is rare: in some of them the colours,
-by which the cast is told first, are gone.
-"""
 TESTS = 96
 """Held-out clips of each validation."""
 
@@ -213,8 +209,6 @@ class JudgeBatches(Dataset[Any]):
             parts.append([])
             while (left := round(stage.stills * share) - len(parts[-1])) > 0:
                 place = world.clip(int(draw.integers(2**31)), 0.0)
-                if draw.random() < STYLED:
-                    place = replace(place, style=str(draw.choice(STYLES)))
                 parts[-1] += portraits(place, min(PORTRAITS, left), height, width, draw)
         return [show(films, self.spec, self._wear(films, step, draw)) for films in parts]
 
