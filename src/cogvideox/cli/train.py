@@ -66,11 +66,13 @@ def _dry_run(recipe: AnyRecipe, workers: int, place: Place) -> None:
     from cogvideox.core.device import memory
     from cogvideox.core.launch import processes
     from cogvideox.generation.plan import gib
+    from cogvideox.parallel.training import Scheme, connect
     from cogvideox.training.dryrun import needed, rehearse, table
     from cogvideox.training.interrupt import Stopped
 
     console = Console(highlight=False, soft_wrap=True)
     console.print(table(recipe, place.dtype))
+    connect(Scheme(), place.device.type)  # each process has a GPU of its own, whose memory is looked at
     need, free = needed(recipe, processes(), place.dtype), memory(place.device).free
     if need > free:
         console.print(f"not tried: a process here needs {gib(need)}, {gib(free)} are free")

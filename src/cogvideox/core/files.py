@@ -17,8 +17,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     it to `path` when the block ends well; on any error, Ctrl-C included, it is removed and `path` stays as it
     was.
 
-    A folder that already stands at `path` is replaced only after the new one is complete; on Linux there is
-    no moment without one.
+    A folder that already stands at `path` is replaced only after the new one is complete; on Linux, as
+    a rule, there is no moment without one.
     """
     path = Path(path)
     holder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))

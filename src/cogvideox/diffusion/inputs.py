@@ -89,7 +89,7 @@ def build_pack(
     timesteps = torch.tensor([sample.timestep for sample in samples], device=device)
     return Pack(
         segments=tuple(segments),
-        text_LC=torch.cat(texts).to(device=device, dtype=dtype),
+        text_LC=torch.cat([text.to(device=device, dtype=dtype) for text in texts]),
         video_LP=torch.cat(videos),
         timestep_S=timesteps,
         ofs=OFS if spec.ofs_dim else None,

@@ -136,7 +136,11 @@ class Replicas:
     def to_first(
         self, parameters: Sequence[Tensor], owners: Sequence[int], mine: Sequence[Tensor]
     ) -> list[Tensor]:
-        return list(mine) if self.group is None else _to_first(self.group, parameters, owners, mine)
+        return (
+            [one.cpu() for one in mine]
+            if self.group is None
+            else _to_first(self.group, parameters, owners, mine)
+        )
 
 
 class Sharded:

@@ -42,7 +42,7 @@ class Run:
     """Who is told of its numbers."""
     ranks: Ranks = ALONE
     place: Place = field(default_factory=Place.pick)
-    """Where models compute, and in what; what is kept of a run does not depend on it."""
+    """Where models compute, and in what. Models are written in bf16, samples are encoded in its precision."""
 
     def train(
         self, recipe: AnyRecipe, task: Task, rates: Mapping[str, Rates], meter: Meter | None = None

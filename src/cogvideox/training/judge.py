@@ -349,6 +349,8 @@ def _tests(seed: int, first: int, count: int, frames: int) -> Iterator[Clip]:
 
 def write_judge(net: JudgeNet, folder: Path, seed: int, clips: int = 500) -> None:
     """The judge as `evaluation.judge` reads it, with its ceiling: how right it is about real renders."""
+    for parameter in net.parameters():
+        parameter.data = parameter.data.bfloat16().to(parameter.dtype)  # as it will be read
     with atomic_path(folder) as partial:
         write_weights(net.state_dict().items(), partial, "model", dtype=torch.bfloat16)
         found = ceiling(net, seed=seed, clips=clips)

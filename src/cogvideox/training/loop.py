@@ -265,7 +265,7 @@ class Trainer:
             )
 
     def _scale(self, name: str, step: int) -> float:
-        """What the rates of a phase are multiplied with: it warms up where it begins, too."""
+        """What the rates of a phase are multiplied with: warm-up and decay count from where it begins."""
         joins = next(phase.begins for phase in self.task.phases if phase.name == name)
         cuts = [0, joins, *(begins for begins, stage in self.stages.items() if stage.anew), self.steps]
         begins = max(cut for cut in cuts[:-1] if cut <= step)

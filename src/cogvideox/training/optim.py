@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -113,8 +113,11 @@ class MasterOptimizer:
         return self._norm()
 
     def _norm(self) -> float:
-        """Of all gradients together, the same bits however many processes own them."""
-        norms = [torch.linalg.vector_norm(part.grad) for part in self._flat if part.grad is not None]
+        """Of all gradients together, the same bits however many processes own them: each is flat, as it comes
+        from others, and they are added in one order.
+        """
+        flat = (cast(Tensor, part.grad).flatten() for part in self._flat)
+        norms = [torch.linalg.vector_norm(gradient) for gradient in flat]
         mine = iter(torch.stack(norms).tolist() if norms else ())
         squares = dict.fromkeys(self.parameters, 0.0)
         for name, parts in self.masters.items():

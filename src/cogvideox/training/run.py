@@ -16,6 +16,7 @@ from cogvideox.checkpoints.keymaps import diffusers_vae, iter_theirs
 from cogvideox.checkpoints.weights import DIFFUSERS_STEM, write_weights
 from cogvideox.core.errors import InputError
 from cogvideox.core.files import atomic_path, same_source
+from cogvideox.core.launch import processes
 from cogvideox.diffusion.schedule import make_schedule
 from cogvideox.generation.generate import Place
 from cogvideox.generation.pipeline import Pipeline
@@ -57,11 +58,13 @@ def run_recipe(
 
     A VAE ends up in `folder/vae`, a whole model in `folder/model`, an adapter in `folder/adapter`, as
     diffusers reads them, a judge in `folder/judge`; returns which. InputError for fp16, whose gradients would
-    vanish.
+    vanish, and for one numbered GPU for several processes.
     """
     place = place or Place.pick()
     if place.dtype == torch.float16:
         raise InputError("training computes in bf16 or fp32: gradients are too small for fp16")
+    if place.device.index is not None and processes() > 1:
+        raise InputError(f"torchrun gives each process a GPU: {place.device.type}, not {place.device}")
     run = Run(folder, workers, writers, connect(scheme(recipe), place.device.type), place)
     run.ranks.lead(lambda: begin(folder, recipe, sys.argv, place))
     if isinstance(recipe, VAERecipe):

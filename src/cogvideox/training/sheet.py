@@ -65,7 +65,7 @@ def clips(pipe: Pipeline, store: Store, chosen: Sequence[int], folder: Path, *, 
         sample, image = store.samples[index], None
         if pipe.spec.image_conditioned:
             first = store.read(index, 0).mean_CTHW[None, :, :1]
-            image = to_frames(pipe.vae.decode(first.to(pipe.vae.dtype)))[0]
+            image = to_frames(pipe.vae.decode(first.to(pipe.vae.device, pipe.vae.dtype)))[0]
         _, prompt = sample.captions[0]
         frames, height, width = sample.frames, sample.height, sample.width
         made = pipe(prompt, image, frames=frames, height=height, width=width, seed=seed)

@@ -47,7 +47,10 @@ class Judge:
             raise CheckpointError(f"the judge in {folder} was trained on another version of Storybook")
         channels = tuple(config["spec"].pop("channels"))
         net = JudgeNet(JudgeSpec(**config["spec"], channels=channels))
-        net.load_state_dict(dict(Weights(folder)))
+        try:
+            net.load_state_dict(dict(Weights(folder)))
+        except RuntimeError:
+            raise CheckpointError(f"the judge in {folder} is of another version: train it again") from None
         ceiling = config["ceiling"]
         for name in KEY_ANSWERS:
             if not ceiling[name] >= NEEDED:

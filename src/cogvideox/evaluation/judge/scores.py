@@ -67,7 +67,7 @@ def _order(case: Case, seen: Reader) -> bool:
     """A sequence: each move in its time. A transformation: one character, then the other. Else the event."""
     actor = case.clip.actors[0]
     if actor.becomes:
-        part = seen.frames // PARTS
+        part = max(1, seen.frames // PARTS)
         before, after = seen.characters(0, part), seen.characters(seen.frames - part)
         return (actor.character in before) > (actor.becomes in before) and (
             (actor.becomes in after) > (actor.character in after)
