@@ -150,6 +150,9 @@ def test_a_judge_that_is_not_good_enough_judges_nothing(tmp_path):
     assert reading.motion("cat", "dog") in vocabulary()["motion"]
     assert reading.relation("cat", None) in vocabulary()["relation"]
     assert reading.characters() <= set(vocabulary()["character"])
+    path.write_text(json.dumps(config | {"spec": config["spec"] | {"width": 24}}))
+    with pytest.raises(CheckpointError, match="train it again"):
+        Judge.load(tmp_path / "judge")
     path.write_text(json.dumps(config | {"world": "0"}))
     with pytest.raises(CheckpointError, match="another version"):
         Judge.load(tmp_path / "judge")

@@ -11,6 +11,7 @@ from torch.overrides import TorchFunctionMode
 
 from cogvideox.core.errors import InputError
 from cogvideox.generation.generate import Place
+from cogvideox.training import run
 from cogvideox.training.recipe import load_recipe
 from cogvideox.training.run import run_recipe
 from tests.tiny import tiny_model
@@ -66,8 +67,16 @@ def test_a_run_goes_on_in_another_precision(tmp_path):
 
 
 def test_gradients_would_vanish_in_fp16(tmp_path):
+    recipe = load_recipe(write(tmp_path / "r.yaml", VAE))
     with pytest.raises(InputError, match="bf16 or fp32"):
-        run_recipe(
-            load_recipe(write(tmp_path / "r.yaml", VAE)), tmp_path / "run", place=Place.pick("cpu", "fp16")
-        )
+        run_recipe(recipe, tmp_path / "run", place=Place.pick("cpu", "fp16"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_several_processes_are_not_sent_to_one_gpu(tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "processes", lambda: 2)
+    recipe = load_recipe(write(tmp_path / "r.yaml", VAE))
+    place = Place(torch.device("cuda:1"), torch.bfloat16)
+    with pytest.raises(InputError, match="gives each process a GPU: cuda, not cuda:1"):
+        run_recipe(recipe, tmp_path / "run", place=place)
     assert not (tmp_path / "run").exists()

@@ -20,14 +20,8 @@ def task():
     torch.manual_seed(0)
     tokenizer = make_tokenizer([caption for told in CAPTIONS for caption in told], SPEC.vocabulary)
     text = new_t5(SPEC, 32, len(tokenizer))
-    return TextTask(
-        text,
-        lambda told: tokenize(tokenizer, told, 8),
-        CAPTIONS,
-        Place.pick("cpu"),
-        seed=0,
-        width=16,
-    )
+    place = Place.pick("cpu")
+    return TextTask(text, lambda told: tokenize(tokenizer, told, 8), CAPTIONS, place, seed=0, width=16)
 
 
 def found(learner, place):

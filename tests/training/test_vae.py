@@ -27,12 +27,12 @@ RATES = {
     "vae": Rates(matrix_lr=0.01, lr=2e-3, warmup=2),
     "discriminator": Rates(matrix_lr=None, lr=1e-3, warmup=2),
 }
+HALF, FULL = Place.pick("cpu", "bf16"), Place.pick("cpu", "fp32")
 
 
-def task(begins=None, stages=STAGES, dtype=torch.bfloat16, ramp=2, place=None, **loss):
+def task(begins=None, stages=STAGES, place=HALF, ramp=2, **loss):
     adversarial = None if begins is None else Adversarial(begins=begins, ramp=ramp, model=JUDGE)
     losses = VAELoss(kl_weight=1e-4, **loss)
-    place = place or Place.pick("cpu", dtype)
     made = VAETask(SPEC, stages, losses, Gradients(), place, seed=0, adversarial=adversarial)
     made.held_out = HeldOut(Storybook(0), count=2, frames=5, side=32)
     return made
@@ -73,7 +73,7 @@ def test_the_adversarial_gradient_reaches_the_whole_vae():
     """From the step after the discriminator began, as strong as the ramp says, at the same step and noise."""
     grown = {}
     for begins in (None, 5, 4, 3):  # strengths at step 5: none, 0, 0.25, 0.5
-        made = task(begins, dtype=torch.float32)
+        made = task(begins, place=FULL)
         turn(made, "vae")
         made.loss("vae", made.batches()[5][0], 5).total.backward()
         grown[begins] = {name: p.grad for name, p in made.vae.named_parameters()}
@@ -87,7 +87,7 @@ def test_the_adversarial_gradient_reaches_the_whole_vae():
 
 
 def test_the_discriminator_learns_real_from_made_and_leaves_the_vae_alone():
-    made = task(begins=0, dtype=torch.float32)
+    made = task(begins=0, place=FULL)
     optimizer = torch.optim.AdamW(made.discriminator.parameters(), lr=3e-3)
     micro, losses = made.batches()[5][0], []
     for step in range(40):
@@ -165,7 +165,7 @@ def test_a_step_in_micro_batches_is_the_whole_step():
     grown = []
     for micro in (1, 2):
         stages = (VAEStage(steps=1, batch=3, frames=5, crop=16, sizes=(32,), micro=micro),)
-        made = task(stages=stages, dtype=torch.float32, perceptual_frames=2)
+        made = task(stages=stages, place=FULL, perceptual_frames=2)
         turn(made, "vae")
         losses = [made.loss("vae", part, 0) for part in made.batches()[0]]
         assert len(losses) == micro

@@ -17,7 +17,7 @@ from cogvideox.core.errors import InputError, nearest
 from cogvideox.core.launch import processes_here
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-SHORT = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+_SHORT = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
 
 def pick_device(name: str | torch.device | None = None) -> torch.device:
@@ -58,9 +58,9 @@ def pick_dtype(name: str | torch.dtype | None, device: torch.device) -> torch.dt
         return name
     if name is None:
         return torch.bfloat16 if native_bfloat16(device) else torch.float32
-    full = SHORT.get(name, name)
+    full = _SHORT.get(name, name)
     if full not in DTYPES:
-        raise InputError(f"unknown dtype {name!r}{nearest(name, [*DTYPES, *SHORT])}")
+        raise InputError(f"unknown dtype {name!r}{nearest(name, [*DTYPES, *_SHORT])}")
     return DTYPES[full]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -13,7 +14,7 @@ from cogvideox.checkpoints.configs import Compat, ImageScale
 from cogvideox.checkpoints.folder import load_model, read_spec
 from cogvideox.checkpoints.hub import resolve
 from cogvideox.checkpoints.weights import Weights as WeightFiles
-from cogvideox.core.device import memory, pick_device, pick_dtype
+from cogvideox.core.device import memory
 from cogvideox.core.errors import InputError, nearest
 from cogvideox.generation.generate import Place
 from cogvideox.generation.pipeline import Pipeline
@@ -63,14 +64,13 @@ def load(
     """
     check_words(offload, compat)
     pairs = [one if isinstance(one, tuple) else (one, 1.0) for one in lora]
-    target = pick_device(device)
-    precision = pick_dtype(dtype, target)
-    spec, weights = survey(source, precision, revision)
+    place = Place.pick(device, dtype)
+    spec, weights = survey(source, place.dtype, revision)
     found = calibration_of(source, revision) if calibration is None else Calibration.read(Path(calibration))
-    parts_wait = must_wait(spec, weights, target, offload)
+    parts_wait = must_wait(spec, weights, place.device, offload)
     world = connect(parallel) if parallel is None or isinstance(parallel, str) else parallel
     loras = [(adapters.load_lora(file), weight) for file, weight in pairs]
-    accelerator = target.type != "cpu"
+    accelerator = place.device.type != "cpu"
     named = {"image_scale": image_scale, "unconditional": unconditional, "position_policy": position_policy}
     release_text = parts_wait and not accelerator
 
@@ -82,8 +82,8 @@ def load(
     conventions: dict[str, Any] = {name: value for name, value in named.items() if value is not None}
     model = load_model(
         lasting(source),
-        dtype=precision,
-        device=None if parts_wait or not accelerator else target,
+        dtype=place.dtype,
+        device=None if parts_wait or not accelerator else place.device,
         revision=revision,
         compat=compat,
         text_ready=text_ready,
@@ -95,7 +95,7 @@ def load(
         share_attention(model.transformer)
     return Pipeline(
         model,
-        Place(target, precision, offload=parts_wait and accelerator),
+        replace(place, offload=parts_wait and accelerator),
         compat,
         release_text=release_text,
         adapters=tuple((lasting(file), weight) for file, weight in pairs),

@@ -136,11 +136,9 @@ class Replicas:
     def to_first(
         self, parameters: Sequence[Tensor], owners: Sequence[int], mine: Sequence[Tensor]
     ) -> list[Tensor]:
-        return (
-            [one.cpu() for one in mine]
-            if self.group is None
-            else _to_first(self.group, parameters, owners, mine)
-        )
+        if self.group is None:
+            return [one.cpu() for one in mine]
+        return _to_first(self.group, parameters, owners, mine)
 
 
 class Sharded:

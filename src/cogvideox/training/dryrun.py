@@ -11,7 +11,7 @@ import torch
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
-from cogvideox.core.device import DTYPES, SHORT, peak_memory
+from cogvideox.core.device import peak_memory
 from cogvideox.core.pack import Segment
 from cogvideox.core.shapes import plan_shape
 from cogvideox.generation.generate import Place
@@ -116,7 +116,7 @@ def _row(recipe: TransformerRecipe, stage: Stage) -> list[Segment]:
 def table(recipe: AnyRecipe, dtype: torch.dtype = torch.bfloat16) -> Table:
     """The plan for people."""
     unit = "pixels" if isinstance(recipe, VAERecipe) else "tokens"
-    memory = f"memory in {next(short for short, name in SHORT.items() if DTYPES[name] == dtype)}"
+    memory = f"memory in {str(dtype).removeprefix('torch.')}"
     shown = Table("stage", "steps", f"{unit}/step", "work/step", "work", memory, box=None)
     for stage in plan(recipe, dtype):
         work = [_work(stage.flops), _work(stage.flops * stage.steps)]
@@ -158,7 +158,7 @@ class Rehearsed:
     """Memory of this process where it computes, bytes."""
 
 
-def rehearse(recipe: AnyRecipe, workers: int, place: Place | None = None) -> Rehearsed:
+def rehearse(recipe: AnyRecipe, workers: int, place: Place) -> Rehearsed:
     """Go through the whole run with one step of its largest stage, one validation and a few clips, in a
     folder that is removed at the end.
     """
@@ -168,7 +168,6 @@ def rehearse(recipe: AnyRecipe, workers: int, place: Place | None = None) -> Reh
         def write(self, line: Line) -> None:
             lines.append(line)
 
-    place = place or Place.pick()
     ranks = connect(Scheme(), place.device.type)
     with tempfile.TemporaryDirectory(prefix="cogvideox-") as own:
         scratch = Path(ranks.lead(lambda: own))

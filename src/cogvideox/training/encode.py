@@ -24,13 +24,13 @@ from cogvideox.checkpoints.hub import resolve
 from cogvideox.checkpoints.keymaps import diffusers_vae
 from cogvideox.checkpoints.weights import Weights, build
 from cogvideox.core import rng
-from cogvideox.core.device import pick_device, pick_dtype
 from cogvideox.core.errors import InputError
 from cogvideox.core.shapes import encode_plan
 from cogvideox.data.encoded import SHARD, Content, Source, finish, shard_name, write_shard
 from cogvideox.data.manifest import read_manifest
 from cogvideox.data.samples import Rule, Sample, Selection, pixels, select, subject
 from cogvideox.data.video import Frames
+from cogvideox.generation.generate import Place
 from cogvideox.generation.media import to_signed
 from cogvideox.models.specs import ModelSpec, VAESpec
 from cogvideox.models.text import TextEncoder, fingerprint
@@ -207,8 +207,7 @@ def encode_manifest(order: Order, say: Callable[[str], object]) -> str:
     InputError when the manifest, the model or what is in the output folder does not fit, or nothing is left.
     """
     rows, folder = read_manifest(order.manifest), resolve(order.model)
-    spec, device = read_spec(folder), pick_device(order.device)
-    precision = pick_dtype(order.dtype, device)
+    spec, place = read_spec(folder), Place.pick(order.device, order.dtype)
     fps = order.fps or float(spec.fps)
     selection = select(rows, order.rules, spec.transformer.patch, fps)
     told = f"{len(rows)} rows in {len(order.rules)} shapes: "
@@ -217,10 +216,10 @@ def encode_manifest(order: Order, say: Callable[[str], object]) -> str:
     if not selection.samples:
         raise InputError(f"{told}none can be used, {left}")
     say(f"{told}{len(selection.samples)} samples, {left}")
-    vae = load_vae(folder / "vae", spec.vae, precision, device)
+    vae = load_vae(folder / "vae", spec.vae, place.dtype, place.device)
     text = None
     if order.texts:
-        text = load_text(folder / "text_encoder", folder / "tokenizer", spec, precision, device)
+        text = load_text(folder / "text_encoder", folder / "tokenizer", spec, place.dtype, place.device)
     plan = {"rules": [asdict(rule) for rule in order.rules], "fps": fps, "seed": order.seed}
     source = Source(
         vae=vae_hash(folder / "vae", spec.vae),

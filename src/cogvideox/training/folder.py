@@ -7,7 +7,7 @@ import json
 import platform
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -36,13 +36,13 @@ class Run:
     """Where a recipe is trained, and by whom."""
 
     folder: Path
+    place: Place
+    """Where models compute, and in what. Models are written in bf16, samples are encoded in its precision."""
     workers: int = 1
     """Processes that prepare data."""
     writers: Sequence[Writer] = ()
     """Who is told of its numbers."""
     ranks: Ranks = ALONE
-    place: Place = field(default_factory=Place.pick)
-    """Where models compute, and in what. Models are written in bf16, samples are encoded in its precision."""
 
     def train(
         self, recipe: AnyRecipe, task: Task, rates: Mapping[str, Rates], meter: Meter | None = None

@@ -65,7 +65,7 @@ def run_recipe(
         raise InputError("training computes in bf16 or fp32: gradients are too small for fp16")
     if place.device.index is not None and processes() > 1:
         raise InputError(f"torchrun gives each process a GPU: {place.device.type}, not {place.device}")
-    run = Run(folder, workers, writers, connect(scheme(recipe), place.device.type), place)
+    run = Run(folder, place, workers, writers, connect(scheme(recipe), place.device.type))
     run.ranks.lead(lambda: begin(folder, recipe, sys.argv, place))
     if isinstance(recipe, VAERecipe):
         return run_vae(recipe, run)
