@@ -1,5 +1,6 @@
-/* What the kernels share: bf16 in and out of vectors of 16 fp32 numbers, powers of two, the register tile of a
- * matrix product. For CPUs that multiply bf16 in AVX-512; `native.py` builds the files that include this one.
+/* What the kernels share: powers of two in vectors of 16 fp32 numbers, and for CPUs that multiply bf16 in AVX-512 bf16
+ * in and out of such vectors and the register tile of a matrix product. `native.py` builds the files that include this
+ * one.
  */
 #pragma once
 #include <immintrin.h>
@@ -7,23 +8,7 @@
 #include <stdint.h>
 #include <string.h>
 
-typedef uint16_t bf16;
 typedef __m512 vec;
-
-/* 32 numbers as 16 pairs: `low` are the even ones, `high` the odd ones, `pair` puts them together again. */
-static inline __m512i load32(const bf16 *p) { return _mm512_loadu_si512(p); }
-static inline vec low(__m512i pairs) { return (vec)_mm512_slli_epi32(pairs, 16); }
-static inline vec high(__m512i pairs) { return (vec)_mm512_and_si512(pairs, _mm512_set1_epi32(0xffff0000)); }
-static inline __m512i pair(vec even, vec odd) {
-    __m512i e = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(even));
-    return _mm512_or_si512(e, _mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(odd)), 16));
-}
-
-/* 16 numbers in their order. */
-static inline __m256i narrow(vec x) { return (__m256i)_mm512_cvtneps_pbh(x); }
-static inline vec widen(__m256i x) { return (vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16); }
-static inline vec load16(const bf16 *p) { return widen(_mm256_loadu_si256((const void *)p)); }
-static inline void store16(bf16 *p, vec x) { _mm256_storeu_si256((void *)p, narrow(x)); }
 
 /* 2^y, y below 127: the integer part by the exponent, the rest by a polynomial with relative error 2e-7. */
 static inline vec power_of_two(vec y) {
@@ -39,6 +24,24 @@ static inline vec damped(vec x, vec y) {
     vec whole = power_of_two(y) + _mm512_set1_ps(1), part = _mm512_rcp14_ps(whole);
     return x * part * _mm512_fnmadd_ps(part, whole, _mm512_set1_ps(2)); /* Newton: 14 bits become 23 */
 }
+
+#ifdef __AVX512BF16__
+typedef uint16_t bf16;
+
+/* 32 numbers as 16 pairs: `low` are the even ones, `high` the odd ones, `pair` puts them together again. */
+static inline __m512i load32(const bf16 *p) { return _mm512_loadu_si512(p); }
+static inline vec low(__m512i pairs) { return (vec)_mm512_slli_epi32(pairs, 16); }
+static inline vec high(__m512i pairs) { return (vec)_mm512_and_si512(pairs, _mm512_set1_epi32(0xffff0000)); }
+static inline __m512i pair(vec even, vec odd) {
+    __m512i e = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(even));
+    return _mm512_or_si512(e, _mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(odd)), 16));
+}
+
+/* 16 numbers in their order. */
+static inline __m256i narrow(vec x) { return (__m256i)_mm512_cvtneps_pbh(x); }
+static inline vec widen(__m256i x) { return (vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16); }
+static inline vec load16(const bf16 *p) { return widen(_mm256_loadu_si256((const void *)p)); }
+static inline void store16(bf16 *p, vec x) { _mm256_storeu_si256((void *)p, narrow(x)); }
 
 /* A register tile: sum[ROWS][2] += left right. Pairs of numbers of left stand `step` apart along its rows, which are
  * `stride` apart; right is [depth / 2][COLUMNS][2]. */
@@ -56,3 +59,4 @@ static inline __attribute__((always_inline)) void multiply(vec sum[ROWS][2], con
         }
     }
 }
+#endif

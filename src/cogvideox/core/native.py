@@ -24,17 +24,27 @@ from cogvideox.core.device import cpu_flags
 from cogvideox.core.files import atomic_path
 
 R = TypeVar("R")
-AVX512_BF16 = frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16"})
-"""What a CPU must have to multiply bf16 in 512-bit vectors, by the names of Linux."""
+AVX512 = frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl"})
+"""What a CPU must have for vectors of 512 bits, by the names of Linux."""
+AVX512_BF16 = AVX512 | {"avx512_bf16"}
+"""And to multiply bf16 in them."""
 HEADER = Path(__file__).with_suffix(".h")
 FLAGS = ("-O3", "-march=native", "-shared", "-fPIC", "-fopenmp")
 
 
 class Kernels:
-    """The functions of one C file, for bf16 on a CPU. Built and loaded when first asked for."""
+    """The functions of one C file, for tensors of one precision on a CPU that has what they
+    need. Built, with the flags `also`, and loaded when first asked for.
+    """
 
-    def __init__(self, source: Path, needs: frozenset[str] = AVX512_BF16) -> None:
-        self.source, self.needs = source, needs
+    def __init__(
+        self,
+        source: Path,
+        needs: frozenset[str] = AVX512_BF16,
+        dtype: torch.dtype = torch.bfloat16,
+        also: tuple[str, ...] = (),
+    ) -> None:
+        self.source, self.needs, self.dtype, self.flags = source, needs, dtype, (*FLAGS, *also)
 
     @functools.cached_property
     def loaded(self) -> ctypes.CDLL | None:
@@ -44,7 +54,7 @@ class Kernels:
         if not allowed or compiler is None or not self.needs <= cpu_flags():
             return None
         code = self.source.read_bytes() + HEADER.read_bytes()
-        stamp = hashlib.sha256(code + repr((FLAGS, compiler, sorted(cpu_flags()))).encode()).hexdigest()
+        stamp = hashlib.sha256(code + repr((self.flags, compiler, sorted(cpu_flags()))).encode()).hexdigest()
         built = cache_folder() / f"{self.source.parent.name}-{self.source.stem}-{stamp[:16]}.so"
         try:
             if not built.exists():
@@ -52,7 +62,7 @@ class Kernels:
                 with atomic_path(built) as path:
                     command = [
                         compiler,
-                        *FLAGS,
+                        *self.flags,
                         f"-I{HEADER.parent}",
                         "-o",
                         str(path),
@@ -67,11 +77,13 @@ class Kernels:
             return None
 
     def take(self, x: Tensor, gradients: bool = False) -> bool:
-        """Whether a tensor is one for them: bf16 on a CPU, no gradients wanted unless they have them. None is
-        under autocast, where weights have another precision than what they meet.
+        """Whether a tensor is one for them: of their precision on a CPU, no gradients wanted unless they have
+        them. None is under autocast, where weights have another precision than what they meet, nor in code
+        that is being compiled.
         """
-        here = x.dtype == torch.bfloat16 and x.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
-        return here and (gradients or not torch.is_grad_enabled()) and self.loaded is not None
+        here = x.dtype == self.dtype and x.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+        free = here and not torch.compiler.is_compiling()
+        return free and (gradients or not torch.is_grad_enabled()) and self.loaded is not None
 
     def call(self, name: str, *arguments: object) -> None:
         """Call a function that takes pointers (tensors, None), ints, doubles and ctypes values."""

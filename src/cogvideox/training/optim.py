@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from cogvideox.parallel.weights import Replicas, Weights, assign, local, owned_by
+from cogvideox.training.muon import Muon
 
 
 class MasterOptimizer:
@@ -64,7 +65,7 @@ class MasterOptimizer:
         # Moments begin as the optimizers begin them in their first step: checkpoints are read into them.
         if matrices:
             assert matrix_lr is not None
-            muon = torch.optim.Muon(matrices, lr=matrix_lr, weight_decay=weight_decay)
+            muon = Muon(matrices, lr=matrix_lr, weight_decay=weight_decay)
             muon.state.update({part: {"momentum_buffer": torch.zeros_like(part)} for part in matrices})
             self.optimizers.append(muon)
         if others:

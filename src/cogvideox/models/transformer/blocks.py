@@ -132,7 +132,7 @@ class FullAttention(nn.Module):
 
     def forward(self, x_LD: Tensor, pack: Pack, rope: Rope | None) -> Tensor:
         qkv_LD = self.qkv(x_LD, pack)
-        if type(self).attend is FullAttention.attend and kernels.suit(x_LD) and kernels.attends(self):
+        if type(self).attend is FullAttention.attend and kernels.attends(self, x_LD):
             return self.out(kernels.attend(self, qkv_LD, pack, rope), pack)
         projected = enumerate(self.project(qkv_LD, pack, rope))
         outputs = [

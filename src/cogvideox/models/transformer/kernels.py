@@ -1,5 +1,6 @@
-"""A block's small operations and its attention in C (`kernels.c`), forward and backward, in bf16 on CPUs that
-multiply it in AVX-512. `blocks.py` holds the plain versions, which are the oracle.
+"""A block's small operations (`rows.c`) and its attention (`kernels.c`) in C, forward and backward: both in
+bf16 on CPUs that multiply it in AVX-512, and the small operations in fp32 on all that have AVX-512.
+`blocks.py` holds the plain versions, which are the oracle.
 
 Gate, residual, LayerNorm and modulation are one pass; so are the norms and the rotation of q and k. Attention
 needs no running maximum: the LayerNorms bound the scores, and where their weights allow scores too large for
@@ -23,7 +24,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from cogvideox.core.device import matrix_units
-from cogvideox.core.native import Kernels, kept
+from cogvideox.core.native import AVX512, Kernels, kept
 from cogvideox.core.pack import Pack
 from cogvideox.models.specs import TransformerSpec
 
@@ -32,6 +33,12 @@ if TYPE_CHECKING:
     from cogvideox.models.transformer.positions import Rope
 
 KERNELS = Kernels(Path(__file__).with_suffix(".c"))
+_ROWS = Path(__file__).with_name("rows.c")
+ROWS = {
+    torch.bfloat16: Kernels(_ROWS),
+    torch.float32: Kernels(_ROWS, AVX512, torch.float32, ("-DFP32",)),
+}
+"""Small operations, by the precision of what they take."""
 HEAD = 64  # numbers per head, as in kernels.c
 LARGEST = 80.0
 """Scores up to this, e^80, can be summed in fp32 without a running maximum."""
@@ -65,7 +72,8 @@ def serve(spec: TransformerSpec) -> bool:
 
 def suit(x_LD: Tensor) -> bool:
     """Whether the kernels can take the hidden state: one for kernels, its width in whole vectors."""
-    return x_LD.shape[1] % 16 == 0 and KERNELS.take(x_LD, gradients=True)
+    rows = ROWS.get(x_LD.dtype)
+    return rows is not None and x_LD.shape[1] % 16 == 0 and rows.take(x_LD, gradients=True)
 
 
 def run_block(block: Block, x_LD: Tensor, temb_SC: Tensor, pack: Pack, rope: Rope | None) -> Tensor:
@@ -102,7 +110,7 @@ class _GateNorm(Function):
         out_LD = None if weight is None else torch.empty_like(x_LD)
         floats = [None if w is None else w.float() for w in (weight, bias)]
         modulation = _Modulation(table_SE.data_ptr(), kind_L.data_ptr(), PARTS, *parts)
-        KERNELS.call(
+        ROWS[x_LD.dtype].call(
             "gate_norm", x_LD, h_LD, *x_LD.shape, modulation, *floats, ctypes.c_float(eps), y_LD, out_LD
         )
         ctx.save_for_backward(h_LD, table_SE, weight, bias, x_LD if y_LD is None else y_LD)
@@ -120,7 +128,7 @@ class _GateNorm(Function):
         totals = torch.zeros(threads, kinds, 3, width)
         modulation = _Modulation(table_SE.data_ptr(), ctx.kind_L.data_ptr(), PARTS, *ctx.parts)
         normed = weight is not None
-        KERNELS.call(
+        ROWS[y_LD.dtype].call(
             *("gate_norm_backward", d_y_LD, d_out_LD, h_LD, y_LD),
             *(rows, width, kinds, modulation, weight.float() if normed else None, ctypes.c_float(ctx.eps)),
             *(d_x_LD, d_h_LD, totals, threads),
@@ -144,7 +152,7 @@ class _Gelu(Function):
     @staticmethod
     def forward(ctx: Any, u_LD: Tensor, kept: bool) -> Tensor:
         out_LD = torch.empty_like(u_LD) if kept else u_LD
-        KERNELS.call("gelu", u_LD, ctypes.c_int64(u_LD.numel()), out_LD)
+        ROWS[u_LD.dtype].call("gelu", u_LD, ctypes.c_int64(u_LD.numel()), out_LD)
         ctx.save_for_backward(u_LD)
         return out_LD
 
@@ -153,14 +161,14 @@ class _Gelu(Function):
     def backward(ctx: Any, d_LD: Tensor) -> Any:
         (u_LD,) = ctx.saved_tensors
         d_u_LD = torch.empty_like(u_LD)
-        KERNELS.call("gelu_backward", u_LD, d_LD.contiguous(), ctypes.c_int64(u_LD.numel()), d_u_LD)
+        ROWS[u_LD.dtype].call("gelu_backward", u_LD, d_LD.contiguous(), ctypes.c_int64(u_LD.numel()), d_u_LD)
         return d_u_LD, None
 
 
-def attends(attention: FullAttention) -> bool:
-    """Whether `attend` can: heads of its size, scores in its bounds, and no faster matrix units."""
-    whole = attention.norm_q.normalized_shape == (HEAD,)
-    return whole and not matrix_units() and _kept_norms(attention)[1] < LARGEST
+def attends(attention: FullAttention, x_LD: Tensor) -> bool:
+    """Whether `attend` can: bf16, heads of its size, scores in its bounds, and no faster matrix units."""
+    fits = attention.norm_q.normalized_shape == (HEAD,) and KERNELS.take(x_LD, gradients=True)
+    return fits and not matrix_units() and _kept_norms(attention)[1] < LARGEST
 
 
 def _kept_norms(attention: FullAttention) -> tuple[list[Tensor], float]:
