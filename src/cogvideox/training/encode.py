@@ -41,8 +41,8 @@ DRAWS = 4
 SIGMA = (-3.0, 0.5)
 """Mean and deviation of the logarithm of the condition's noise, in pixel values from -1 to 1."""
 BATCH = 2**21
-"""Numbers in the pixels of a batch: two clips of 17x128x128. Activations of larger ones fall out of a processor's
-caches; for single clips in fp32 PyTorch has a slow path (0.5 million pixels a second, not 0.75).
+"""Numbers in the pixels of a batch: two clips of 17x128x128. Activations of larger ones fall out of a
+processor's caches; single clips in fp32 go PyTorch's slow path (0.5 million pixels a second, not 0.75).
 """
 
 
