@@ -146,6 +146,14 @@ def test_the_hidden_state_given_stays_as_it_was():
 
 
 @both
+def test_what_is_compiled_goes_the_plain_way(monkeypatch, dtype):
+    x = torch.zeros(3, 32, dtype=dtype)
+    assert kernels.suit(x)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert not kernels.suit(x)
+
+
+@both
 @torch.no_grad()
 def test_gelu_over_the_whole_range(dtype):
     x = torch.cat([torch.linspace(-20, 20, 4000), torch.tensor([1e30, -1e30, 0.0, 1e-30, 65000.0, -1e5])])
@@ -163,6 +171,7 @@ def test_gelu_over_the_whole_range(dtype):
         ([(1, 6, 8), (2, 4, 4), (2, 4, 4)], (3, 9, 9)),
         ([(3, 9, 11)], (0,)),  # more queries and keys than a block, both odd
         ([(1, 13, 15)], (6,)),  # a block of keys and 9 more
+        ([(1, 6, 10)] * 40, (5,)),  # many rows to sum over
     ],
 )
 @both

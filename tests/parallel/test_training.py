@@ -244,7 +244,7 @@ def test_a_killed_run_goes_on_bit_for_bit(size, scheme, tmp_path):
 
 
 def test_the_number_of_processes_may_change(tmp_path):
-    """Sums differ in the last bits, and Muon's bf16 makes more of it."""
+    """Sums differ in the last bits, and Muon makes more of it, most in bf16."""
     together(1, some_steps, str(tmp_path / "one"), "replicas", -1)
     for size, scheme, end in ((2, "sharded", 3), (1, "replicas", 5), (3, "replicas", -1)):
         if end < 0:

@@ -16,19 +16,22 @@ def steps(make, dtype=torch.float32, count=3):
     optimizer.state.update({m: {"momentum_buffer": torch.zeros_like(m)} for m in matrices})
     for _ in range(count):
         for matrix in matrices:
-            matrix.grad = torch.randn(matrix.shape, generator=rng).to(dtype)
+            matrix.grad = torch.randn(matrix.shape, generator=rng).to(dtype)  # the same in each precision
         optimizer.step()
     return matrices
 
 
 @pytest.mark.parametrize("settings", [{}, {"nesterov": False, "weight_decay": 0.5, "momentum": 0.8}])
-def test_fp32_steps_as_bf16_does(monkeypatch, settings):
-    start = steps(lambda m: muon.Muon(m, lr=0.1, **settings), count=0)
+def test_without_native_bf16_it_steps_as_the_library_does_but_exactly(monkeypatch, settings):
+    start = steps(lambda m: muon.Muon(m), count=0)
     theirs = steps(lambda m: torch.optim.Muon(m, lr=0.1, **settings))
     monkeypatch.setattr(muon, "native_bfloat16", lambda device: False)
     ours = steps(lambda m: muon.Muon(m, lr=0.1, **settings))
-    for before, mine, other in zip(start, ours, theirs, strict=True):
-        assert (mine - other).norm() < 0.02 * (other - before).norm()
+    exact = steps(lambda m: muon.Muon(m, lr=0.1, **settings), torch.float64)
+    for before, mine, other, truth in zip(start, ours, theirs, exact, strict=True):
+        moved = (truth - before).norm()
+        assert (mine - truth).norm() < 1e-5 * moved
+        assert 1e-4 * moved < (other - truth).norm() < 0.03 * moved  # bf16's rounding, not another update
 
 
 def test_where_bf16_is_native_the_library_steps(monkeypatch):

@@ -29,9 +29,11 @@ def doctor(
     rows: dict[str, Any] = {
         "device": f"{found['device']}: {found['hardware']}",
         "precision": f"{found['dtype']} ({'native' if found['native_bfloat16'] else 'no native bf16'})",
-        "kernels": "ours, in C"
-        if found["kernels"]
-        else "PyTorch's (ours need AVX-512 with bf16 and a C compiler)",
+        "kernels": {
+            "all": "ours, in C",
+            "small operations": "ours for small operations, else PyTorch's (ours need AVX-512 with bf16)",
+            "none": "PyTorch's (ours need AVX-512 with bf16 and a C compiler)",
+        }[found["kernels"]],
         "allocator": ": ".join(filter(None, (found["allocator"], found["faster_allocator"]))),
         "memory": f"{gib(found['free'])} free of {gib(found['total'])}",
         "speed": ", ".join(f"{name} {value / 1e9:.0f} GFLOP/s" for name, value in found["speeds"].items()),

@@ -22,6 +22,7 @@ from cogvideox.generation.load import survey
 from cogvideox.generation.plan import Plan, Speeds, Weights, check, make_plan, measure, seconds_of
 from cogvideox.generation.request import Request, decide
 from cogvideox.models.specs import SPECS, ModelSpec
+from cogvideox.models.transformer.kernels import ROWS
 from cogvideox.models.vae.kernels import KERNELS
 
 
@@ -37,7 +38,7 @@ def look(device_name: str | None = None, dtype_name: str | None = None) -> dict[
         "native_bfloat16": native_bfloat16(device),
         "allocator": allocator(),
         "faster_allocator": faster_allocator(),
-        "kernels": device.type == "cpu" and KERNELS.loaded is not None,
+        "kernels": _kernels(device, dtype),
         "total": there.total,
         "free": there.free,
         "speeds": asdict(speeds),
@@ -52,6 +53,13 @@ def look(device_name: str | None = None, dtype_name: str | None = None) -> dict[
             _row(name, *survey(name, dtype), dtype, there, speeds, device.type != "cpu") for name in known()
         ],
     }
+
+
+def _kernels(device: torch.device, dtype: torch.dtype) -> str:
+    """Which work is done by kernels of this package: "all", "small operations" or "none"."""
+    if device.type != "cpu" or dtype not in ROWS or ROWS[dtype].loaded is None:
+        return "none"
+    return "all" if dtype == KERNELS.dtype and KERNELS.loaded is not None else "small operations"
 
 
 def known() -> dict[str, ModelSpec]:

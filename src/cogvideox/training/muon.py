@@ -12,16 +12,19 @@ from cogvideox.core.device import native_bfloat16
 
 
 class Muon(torch.optim.Muon):
-    """PyTorch's, which orthogonalises in bf16 everywhere; where that is only emulated, the same in fp32."""
+    """PyTorch's, which orthogonalises in bf16 everywhere; where hardware has none, the same in fp32. All
+    matrices are on one device and have gradients and a `momentum_buffer`.
+    """
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        """One update of all matrices, each on its device, which is the same for all."""
+        """One update of all matrices."""
         assert closure is None
         device = self.param_groups[0]["params"][0].device
         if native_bfloat16(device):
             return super().step()
         for group in self.param_groups:
+            assert group["adjust_lr_fn"] is None  # the usual one is below
             for matrix in group["params"]:
                 momentum = self.state[matrix]["momentum_buffer"]
                 momentum.lerp_(matrix.grad, 1 - group["momentum"])
