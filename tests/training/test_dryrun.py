@@ -63,11 +63,11 @@ def test_large_recipes_follow_table_5():
 
 
 def test_mini_by_hand():
-    """Rows of 6144 tokens, such as 17 clips of 5 * 8 * 8 tokens and 36 of text, and a part of one more."""
+    """Rows of 4096 tokens, such as 11 clips of 5 * 8 * 8 tokens and 36 of text, and a part of one more."""
     recipe = load_recipe(next(path for path in RECIPES if path.name == "transformer.yaml"))
-    assert dryrun.plan(recipe)[0].tokens == 6144
+    assert dryrun.plan(recipe)[0].tokens == 4096
     lengths = [segment.length for segment in dryrun._row(recipe, recipe.stages[0])]
-    assert lengths == [5 * 8 * 8 + 36] * 17 + [92]
+    assert lengths == [5 * 8 * 8 + 36] * 11 + [180]
 
 
 def test_a_rehearsal_goes_through_the_run_and_leaves_nothing(tmp_path, monkeypatch):

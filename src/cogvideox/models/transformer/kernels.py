@@ -1,6 +1,6 @@
 """A block's small operations (`rows.c`) and its attention (`kernels.c`) in C, forward and backward: both in
-bf16 on CPUs that multiply it in AVX-512, and the small operations in fp32 on all that have AVX-512.
-`blocks.py` holds the plain versions, which are the oracle.
+bf16 on CPUs that multiply it in AVX-512, and to train with the small operations in fp32 on all that have
+AVX-512. `blocks.py` holds the plain versions, which are the oracle.
 
 Gate, residual, LayerNorm and modulation are one pass; so are the norms and the rotation of q and k. Attention
 needs no running maximum: the LayerNorms bound the scores, and where their weights allow scores too large for
@@ -72,6 +72,8 @@ def serve(spec: TransformerSpec) -> bool:
 
 def suit(x_LD: Tensor) -> bool:
     """Whether the kernels can take the hidden state: one for kernels, its width in whole vectors."""
+    if x_LD.dtype == torch.float32 and not torch.is_grad_enabled():
+        return False  # the plan of memory for fp32 is that of plain layers
     rows = ROWS.get(x_LD.dtype)
     return rows is not None and x_LD.shape[1] % 16 == 0 and rows.take(x_LD, gradients=True)
 
