@@ -31,7 +31,7 @@ def doctor(
         "precision": f"{found['dtype']} ({'native' if found['native_bfloat16'] else 'no native bf16'})",
         "kernels": {
             "all": "ours, in C",
-            "small operations": "PyTorch's, in training some of ours (all need AVX-512 with bf16)",
+            "small operations": "PyTorch's, in training some of ours (the others need AVX-512 with bf16)",
             "none": "PyTorch's (ours need AVX-512 with bf16 and a C compiler)",
         }[found["kernels"]],
         "allocator": ": ".join(filter(None, (found["allocator"], found["faster_allocator"]))),
