@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 
 from benchmarks.case import SUITES, cases_of
+from benchmarks.cases import packing
 from benchmarks.cases.growth import LENGTH, SIZE, SIZES, exponent, growth, name
+from cogvideox.checkpoints.folder import read_spec
+from cogvideox.checkpoints.hub import MINI
 from cogvideox.cli import bench
 
 ROOT = Path(__file__).parents[1]
@@ -68,6 +71,18 @@ def test_conditions_are_told(pair):
     assert all(speed > 0 for speed in machine["peaks"].values())
     for word in (machine["torch"], machine["allocator"], found["dtype"], "tiny vae decode 9x32x32", "times"):
         assert word in text
+
+
+def test_packs_do_half_as_much_again_as_batches_of_one_size():
+    """By costs from metadata alone; beside the strongest buckets it is 1.27 times as much."""
+    found = [
+        packing.planned(loader, read_spec(MINI).transformer, 2000) for loader in packing.LOADERS.values()
+    ]
+    packed, strongest, buckets, padded = (one["useful tokens by cost"] for one in found)
+    assert packed > 1.2 * strongest
+    assert packed > 1.5 * max(buckets, padded)
+    assert found[0]["fill"] > 0.98
+    assert found[0]["imbalance over 8 ranks"] < 0.05
 
 
 def test_exponents_are_those_of_a_power():

@@ -223,8 +223,11 @@ def test_thresholds_and_the_best():
     assert scores == list(range(30, 40))
     best = Choice(label="even", best={"flow": 0.2}).of(samples)
     assert [samples[i].row.scores["flow"] for i in best] == [32, 34, 36, 38]
-    samples[0] = replace(samples[0], row=replace(samples[0].row, scores={}))
-    assert 0 not in Choice(least={"flow": -1}).of(samples)
+    for index in (0, 1):
+        samples[index] = replace(samples[index], row=replace(samples[index].row, scores={}))
+    found = Choice(least={"flow": 3}).of(samples)
+    assert found == [0, *range(3, 40)]  # a picture needs no score that it has not, such as that of motion
+    assert 0 not in Choice(best={"flow": 1.0}).of(samples)
 
 
 def test_a_row_in_several_shapes_comes_in_the_largest_that_fits():
@@ -257,3 +260,12 @@ def test_held_out_sources_are_held_out_in_all_their_samples():
     assert kept == [i for i, s in enumerate(samples) if s.row.source in sources]
     assert len({samples[i].row.source for i in held_out(samples, 1000)}) == 2  # one in ten of 20
     assert set(held_out(samples, 1)) < set(kept)
+
+
+def test_rare_shapes_are_held_out_too():
+    """20 clips among 2,000 images: by hash alone none of the clips would be expected among four."""
+    shown = [(f"i{n}", 1) for n in range(2000)] + [(f"c{n}", 17) for n in range(20)] + [("lone", 81)]
+    samples = [sample(row(name, frames=frames, source=name), "81x128") for name, frames in shown]
+    kept = [samples[i].frames for i in held_out(samples, 4)]
+    assert sorted(kept) == [1, 1, 17, 17]
+    assert 17 in {samples[i].frames for i in held_out(samples, 2)}

@@ -94,7 +94,7 @@ def variants(way: str, heads: int) -> None:
     [
         (1, "sequence", 2),
         (2, "sequence", 3),
-        (4, "sequence", 3),
+        (5, "sequence", 3),
         (1, "ulysses", 1),
         (2, "ulysses", 2),
         (3, "ulysses", 3),

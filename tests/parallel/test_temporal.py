@@ -80,6 +80,28 @@ def as_one(latents: tuple[int, ...], pooled: bool) -> None:
     whole = mine.detach()
     dist.all_reduce(whole)
     torch.testing.assert_close(whole, want.detach(), rtol=1e-5, atol=0)
+    by_differences(group, latents, pooled)
+
+
+def by_differences(group: Group, latents: tuple[int, ...], pooled: bool) -> None:
+    """The gradient of all slices along a direction of the whole clip, against central differences."""
+    model, judge = vae().double(), randomise(Discriminator(JUDGE), 5).double()
+    count, width = sum(latents), 1e-5
+    video, drawn = noise(1, 3, 4 * count - 3, 16, 16).double(), noise(1, 4, count, 2, 2, seed=2).double()
+    way = noise(*video.shape, seed=9).double()
+
+    def total(moved: float) -> tuple[Tensor, Tensor]:
+        x = (video + moved * way).requires_grad_(True)
+        return loss(Slices(group, latents, pooled), model, judge, x, drawn), x
+
+    part, x = total(0.0)
+    part.backward()
+    slope = (x.grad * way).sum()
+    dist.all_reduce(slope)
+    with torch.no_grad():
+        ends = torch.stack([total(moved)[0] for moved in (width, -width)])
+    dist.all_reduce(ends)
+    assert float(slope) == pytest.approx(float(ends[0] - ends[1]) / (2 * width), rel=1e-4)
 
 
 @pytest.mark.parametrize(

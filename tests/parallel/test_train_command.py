@@ -9,6 +9,7 @@ from cogvideox import load
 from cogvideox.training.checkpoint import Checkpoints
 from cogvideox.training.recipe import load_recipe
 from cogvideox.training.run import run_recipe
+from tests.parallel.processes import relative_error
 from tests.parallel.test_generation import torchrun
 from tests.tiny import tiny_folder, tiny_spec
 from tests.training.test_recipes import DIFFUSION, SMALL, VAE, write
@@ -73,3 +74,15 @@ def test_two_processes_train_a_vae_as_one_does(tmp_path):
     for name in ("vae_loss", "l1", "kl", "discriminator_loss", "samples"):
         values = [[line[name] for line in lines if name in line] for lines in both]
         assert values[0] == pytest.approx(values[1], rel=2e-2), name
+    # One process goes on where two have stopped.
+    states = []
+    for name in ("two", "one"):
+        run_recipe(load_recipe(path, ["stages.1.steps=3"]), tmp_path / name, workers=0)
+        step, state = Checkpoints(tmp_path / name / "checkpoints").load()
+        assert step == 5
+        states.append(state)
+    for phase in ("vae", "discriminator"):
+        ours, theirs = (state[phase]["tensors"] for state in states)
+        for name, tensor in theirs.items():
+            if name.endswith(("master", "ema")):
+                assert relative_error(ours[name], tensor) < 1e-2, name

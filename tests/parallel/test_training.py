@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 import os
 import random
 import signal
@@ -17,7 +18,10 @@ from cogvideox.core.errors import InputError, PeerError
 from cogvideox.parallel.training import ALONE, Ranks, Scheme, connect, fit
 from cogvideox.parallel.watchdog import Watchdog
 from cogvideox.parallel.weights import assign, local
-from cogvideox.training.loop import Every, Rates, Span, train
+from cogvideox.training.checkpoint import Checkpoints
+from cogvideox.training.interrupt import Stopped
+from cogvideox.training.loop import Every, Rates, Span, Trainer, train
+from cogvideox.training.task import Loss, Unreadable
 from tests.parallel.processes import PATIENCE, relative_error, together
 from tests.parallel.trained import CLIP, DROPPED, IMAGE, LONG, Packs
 
@@ -202,6 +206,52 @@ def test_one_that_raises_ends_all_with_its_traceback(tmp_path):
 
 def test_those_who_lose_another_know_where_they_are(tmp_path):
     together(3, break_off, str(tmp_path), True)
+
+
+def one_is_in_trouble(folder: str) -> None:
+    """Of two processes; what is lost, sick or asked to end in one of them is known to both."""
+    here = ranks("replicas")
+
+    class Lossy(Packs):
+        lost = Unreadable(known=300)
+
+        def loss(self, phase, micro, step):
+            self.lost.add({f"{step} of rank {here.rank}": "damaged"})
+            return super().loss(phase, micro, step)
+
+    task, two = Lossy(lambda step: [(CLIP,)] * 2, here), Every(log=2)
+    with pytest.raises(InputError, match=r"4 of 300 samples cannot be read"):
+        train(task, Path(folder) / "lost", RATES, steps=9, every=two, workers=0, ranks=here)
+
+    class Sick(Packs):
+        def loss(self, phase, micro, step):
+            found = super().loss(phase, micro, step)
+            sick = math.nan if (step, here.rank) == (2, 1) else 1.0
+            return Loss(found.total * sick, found.weight, found.metrics)
+
+    task = Sick(lambda step: [(CLIP,)] * 2, here)
+    trainer = Trainer(task, Path(folder), RATES, steps=9, ranks=here)
+    for step in range(4):
+        before = [p.detach().clone() for p in task.model.parameters()]
+        trainer.advance(task.batches()[step])
+        same = [torch.equal(old, new) for old, new in zip(before, task.model.parameters(), strict=True)]
+        assert all(same) if step == 2 else not all(same)
+    assert trainer.skipped == 1
+    if here.first:
+        assert len(json.loads((Path(folder) / "bad/00000003.json").read_text())) == 2
+
+    def ask(step: int) -> None:
+        if (step, here.rank) == (2, 1):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    task = Packs(lambda step: [(CLIP,)] * 2, here, fail=ask)
+    with pytest.raises(Stopped, match="after step 3 of 9"):
+        train(task, Path(folder) / "asked", RATES, steps=9, workers=0, ranks=here)
+    assert Checkpoints(Path(folder) / "asked/checkpoints").steps() == [3]
+
+
+def test_what_happens_to_one_is_known_to_all(tmp_path):
+    together(2, one_is_in_trouble, str(tmp_path))
 
 
 # ------------------------------------------------------------------------------------------- going on again

@@ -1,17 +1,22 @@
 """Plans and rehearsals: every recipe can be planned anywhere, and a rehearsal leaves nothing."""
 
 import json
+import tempfile
 
 import pytest
 
 from cogvideox.cli.train import _dry_run
 from cogvideox.core import device
 from cogvideox.core.device import Memory
+from cogvideox.data.storybook import World
+from cogvideox.data.video import write_video
 from cogvideox.generation.generate import Place
-from cogvideox.training import dryrun
+from cogvideox.training import budget, dryrun
+from cogvideox.training.diffusion import DiffusionTask
 from cogvideox.training.recipe import load_recipe
 from tests.test_architecture import RECIPES
-from tests.training.test_recipes import DIFFUSION, VAE, train, write
+from tests.tiny import tiny_folder, tiny_spec
+from tests.training.test_recipes import DIFFUSION, SMALL, VAE, train, write
 
 BIG = [path for path in RECIPES if path.parent.name == "recipes" and path.name != "vae.yaml"]
 
@@ -22,6 +27,7 @@ def test_every_recipe_can_be_planned(path):
     plans = dryrun.plan(recipe)
     assert [plan.steps for plan in plans] == [stage.steps for stage in recipe.stages]
     assert all(plan.tokens > 0 and plan.need.total > 0 for plan in plans)
+    assert all(plan.flops > 0 for plan in plans) == (recipe.task != "judge")
 
 
 @pytest.mark.parametrize("path", BIG, ids=lambda path: path.name)
@@ -91,6 +97,64 @@ def test_what_does_not_fit_is_planned_and_not_tried(tmp_path, monkeypatch, capsy
     monkeypatch.setattr(dryrun, "rehearse", lambda *_: dryrun.Rehearsed("9 frames", 1.0, 2**30))
     _dry_run(recipe, 0, Place.pick("cpu", "bf16"))
     assert ("not tried" in capsys.readouterr().out) == bool(missing)
+
+
+LORA = [path for path in RECIPES if path.parent.name == "lora"]
+
+
+@pytest.mark.parametrize("path", LORA, ids=lambda path: path.name)
+def test_an_adapter_needs_little_beside_its_base(path):
+    """The base's weights once; gradients, masters, moments and averages of the adapter alone."""
+    recipe = load_recipe(path)
+    (plan,) = dryrun.plan(recipe)
+    base = sum(p.numel() for p in budget.on_meta(recipe.model.transformer).parameters())
+    spec = recipe.model.transformer
+    count = sum(
+        recipe.lora.rank * (4 * spec.width if "qkv" in name else 2 * spec.width)
+        for name in recipe.lora.modules(spec)
+        if "attention" in name
+    )
+    count += sum(recipe.lora.rank * 5 * spec.width for name in recipe.lora.modules(spec) if "mlp" in name)
+    assert plan.need.masters == plan.need.average == 4 * count
+    assert plan.need.moments == 8 * count
+    assert plan.need.weights == 2 * (base + count)
+    assert plan.need.total < 70e9
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    """A recipe of each task whose stages are tried on latents."""
+    write_video(tmp_path / "a.mp4", [World(seed=0).clip(0, 1.0).render(9, 8, 32, 32)], 8.0)
+    (tmp_path / "prompts.txt").write_text("a cat")
+    (tmp_path / "videos.txt").write_text("a.mp4")
+    base = str(tiny_folder(tmp_path / "base", tiny_spec("5b", **SMALL | {"text_length": 24})))
+    full = DIFFUSION | {"vae": base, "data": DIFFUSION["data"] | {"encoded": str(tmp_path / "encoded")}}
+    changes = ["data.held=0", "stages.0.capacity=64", "stages.0.largest=[9, 32, 32]", "lora.rank=2"]
+    changes += [f"base={base}", f"data.manifest={tmp_path}"]
+    return {
+        "diffusion": load_recipe(write(tmp_path / "full.yaml", full)),
+        "lora": load_recipe("recipes/lora/mini.yaml", changes),
+    }
+
+
+@pytest.mark.filterwarnings("ignore:the prompt has")
+@pytest.mark.parametrize("task", ["diffusion", "lora"])
+def test_latents_are_rehearsed_too(tiny, task, tmp_path, monkeypatch):
+    """One step and one validation; what fails in either is seen before anything is there."""
+    done = dryrun.rehearse(tiny[task], 0, Place.pick("cpu", "fp32"))
+    assert (done.stage, done.peak > 0) == (tiny[task].stages[0].name, True)
+    assert 0 < done.seconds < 60
+
+    def full(*_):
+        raise MemoryError("no room")
+
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(DiffusionTask, "validated", full)
+    before = set(tmp_path.iterdir())
+    with pytest.raises(MemoryError, match="no room"):
+        dryrun.rehearse(tiny[task], 0, Place.pick("cpu", "fp32"))
+    assert set(tmp_path.iterdir()) == before
 
 
 def test_fewer_processes_than_planned_need_more_each():

@@ -1,19 +1,26 @@
 """An adapter from a folder of clips, in one command: trained alone, the same clip in and after training."""
 
 import json
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+from safetensors.torch import load_file
 
 from cogvideox.checkpoints.lora import load_lora
+from cogvideox.cli.main import main
 from cogvideox.core.errors import InputError
 from cogvideox.data.storybook import World
 from cogvideox.data.video import read_video, write_video
 from cogvideox.generation.load import load
+from cogvideox.training.checkpoint import Checkpoints
+from cogvideox.training.finetune import LoraTask
 from cogvideox.training.recipe import load_recipe
 from cogvideox.training.run import run_recipe
+from tests.parallel.processes import relative_error, together
 from tests.tiny import tiny_folder
+from tests.training.test_loop import same
 
 SIDE, FRAMES = 32, 5
 
@@ -69,24 +76,65 @@ def test_one_command_trains_the_adapter_alone(home, run):
     assert not (run / "encoded/unreadable.jsonl").read_text()
 
 
-def test_the_validation_is_the_clip_that_users_get(home, run):
+def test_the_validation_is_the_clip_that_the_command_makes(home, run, monkeypatch):
     """Bit for bit, by the adapter's file; the base's clip is another."""
     shown = run / "validation/000006/0.mp4"
     prompt = (home / "clips/prompts.txt").read_text().splitlines()[0]
-    pipe = load(home / "base", lora=[run / "adapter"])
-    made = pipe(prompt, frames=FRAMES, height=SIDE, width=SIDE, seed=0)
-    made.save(home / "again.mp4")
+    size = ["--frames", FRAMES, "--size", f"{SIDE}x{SIDE}", "--seed", 0]
+    options = ["--model", home / "base", "--lora", run / "adapter", *size, "--output", home / "again.mp4"]
+    monkeypatch.setattr(sys, "argv", ["cogvideox", "generate", prompt, *map(str, options)])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert not end.value.code
     assert np.array_equal(read_video(home / "again.mp4").frames, read_video(shown).frames)
     base = read_video(run / "validation/base/0.mp4").frames
     assert not np.array_equal(base, read_video(shown).frames)
 
 
-def test_a_stopped_run_goes_on_bit_for_bit(home, run):
-    run_recipe(recipe(home, "stages.0.steps=3"), home / "parts", workers=0)
-    run_recipe(recipe(home), home / "parts", workers=0)
-    mine, theirs = load_lora(home / "parts/adapter"), load_lora(run / "adapter")
+def test_a_run_that_died_goes_on_bit_for_bit(home, run, monkeypatch):
+    """Weights, moments and averages, and the file."""
+    often, original = recipe(home, "every={log: 1, evaluate: 3, save_seconds: 0}"), LoraTask.loss
+
+    def die(self, phase, micro, step):
+        if step == 4:
+            raise KeyboardInterrupt
+        return original(self, phase, micro, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LoraTask, "loss", die)
+        with pytest.raises(KeyboardInterrupt):
+            run_recipe(often, home / "parts", workers=0)
+    assert Checkpoints(home / "parts/checkpoints").steps()[-1] == 4
+    run_recipe(often, home / "parts", workers=0)
+    mine, theirs = (Checkpoints(folder / "checkpoints").load() for folder in (home / "parts", run))
+    assert same(mine, theirs)
+    name = "pytorch_lora_weights.safetensors"  # its header may name them in another order
+    assert same(load_file(home / "parts/adapter" / name), load_file(run / "adapter" / name))
+
+
+def some_steps(home: str) -> None:
+    run_recipe(recipe(Path(home), "stages.0.steps=3"), Path(home) / "ranks", workers=0)
+
+
+def test_two_processes_begin_and_one_goes_on(home, run):
+    together(2, some_steps, str(home))
+    run_recipe(recipe(home), home / "ranks", workers=0)
+    mine, theirs = load_lora(home / "ranks/adapter"), load_lora(run / "adapter")
     for name, layer in theirs.layers.items():
-        assert torch.equal(mine.layers[name].up, layer.up)
+        assert relative_error(mine.layers[name].up, layer.up) < 1e-2, name
+
+
+def test_blocks_may_be_recomputed(home, run):
+    """As all recipes of released models do: the base's blocks, and the same adapter but for rounding."""
+    run_recipe(recipe(home, "parallel.recompute=true"), home / "again", workers=0)
+    mine, theirs = load_lora(home / "again/adapter"), load_lora(run / "adapter")
+    for name, layer in theirs.layers.items():
+        assert relative_error(mine.layers[name].up, layer.up) < 1e-2, name
+
+
+def test_its_base_is_never_sharded(home):
+    with pytest.raises(InputError, match=r"parallel\.shards: the base of an adapter is whole"):
+        recipe(home, "parallel.shards=2")
 
 
 def test_what_cannot_be_trained_is_told_before_anything_is_made(home):

@@ -117,6 +117,18 @@ def test_a_death_costs_no_more_than_the_interval_and_checkpoints_are_few(tmp_pat
     assert Checkpoints(tmp_path / "checkpoints").steps() == [21, 22, 23]
 
 
+def test_updates_below_the_precision_of_the_weights_add_up():
+    """In bf16 the number below 1 is 0.996; a step is a fortieth of that."""
+    module = torch.nn.Linear(4, 4, bias=False).bfloat16()
+    torch.nn.init.ones_(module.weight)
+    optimizer = MasterOptimizer(module, lambda *_: 0, matrix_lr=None, lr=1e-4)
+    for step in range(100):
+        module.weight.grad = torch.ones_like(module.weight)
+        optimizer.update(1.0, step, optimizer.collect())
+        assert (module.weight == 1).all() == (step < 19)
+    torch.testing.assert_close(module.weight.float(), torch.full((4, 4), 0.99), rtol=0, atol=0.002)
+
+
 def test_half_a_checkpoint_is_none(tmp_path):
     run(Plane(), tmp_path, steps=20)
     left = tmp_path / "checkpoints" / ".step-00000030.partial"

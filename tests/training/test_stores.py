@@ -1,6 +1,8 @@
 """A manifest trains a model, encoded beforehand or as it is; text-to-video becomes image-to-video."""
 
 import json
+import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,11 +15,14 @@ from cogvideox.data.samples import Rule
 from cogvideox.data.storybook.rows import Part, rows
 from cogvideox.models.text import TextEncoder
 from cogvideox.models.vae.autoencoder import VAE
+from cogvideox.training.checkpoint import Checkpoints
+from cogvideox.training.diffusion import DiffusionTask
 from cogvideox.training.encode import Encoder, Order, encode_manifest
 from cogvideox.training.recipe import DiffusionRecipe
 from cogvideox.training.run import run_recipe
 from cogvideox.training.stores import encode_storybook, storybook_rows
 from tests.tiny import tiny_folder, tiny_model, tiny_spec
+from tests.training.test_loop import same
 
 
 @pytest.fixture(scope="module")
@@ -81,9 +86,37 @@ def test_a_text_to_video_model_learns_image_to_video_from_an_encoded_manifest(ho
 
 
 @pytest.mark.filterwarnings("ignore:the prompt has")
+def test_a_run_that_died_goes_on_bit_for_bit(home, tmp_path, monkeypatch):
+    """In its second stage, on stored latents: weights, moments and averages."""
+    encode(home, "5b", tmp_path / "encoded")
+    asked = recipe(home, "5b", {"encoded": tmp_path / "encoded"}, every={"save_seconds": 0})
+    run_recipe(asked, tmp_path / "whole", workers=0)
+    original = DiffusionTask.loss
+
+    def die(self, phase, micro, step):
+        if step == 2:
+            raise KeyboardInterrupt
+        return original(self, phase, micro, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DiffusionTask, "loss", die)
+        with pytest.raises(KeyboardInterrupt):
+            run_recipe(asked, tmp_path / "halves", workers=0)
+    run_recipe(asked, tmp_path / "halves", workers=0)
+    whole, halves = (Checkpoints(tmp_path / name / "checkpoints").load() for name in ("whole", "halves"))
+    assert whole[0] == 3
+    assert same(whole, halves)
+
+
+@pytest.mark.filterwarnings("ignore:the prompt has", "ignore:diffusers will interpolate")
 def test_a_manifest_trains_without_being_encoded(home, tmp_path):
+    """The model that is written has the positions of the last stage."""
     asked = recipe(home, "5b", {"manifest": home / "clips.jsonl"})
-    run_recipe(asked, tmp_path / "run", workers=1)
+    assert asked.model.position_policy == "interpolate"
+    last = asked.stages[-1].model_copy(update={"positions": "extrapolate"})
+    asked = asked.model_copy(update={"stages": (asked.stages[0], last)})
+    made = run_recipe(asked, tmp_path / "run", workers=1)
+    assert load(made).spec.position_policy == "extrapolate"
     lines = measured(tmp_path / "run")
     assert lines[-1]["samples"] > 0
     assert [line["begins"] for line in lines if "begins" in line] == ["small", "all"]
@@ -105,6 +138,23 @@ def test_stored_latents_and_texts_need_no_vae_and_no_text_encoder(home, tmp_path
     run_recipe(recipe(home, "5b", {"encoded": tmp_path / "encoded"}), tmp_path / "run", workers=0)
     assert seen[0] == "validation"
     assert set(seen) == {"validation", "vae", "text"}  # of the model that is written at the end
+
+
+@pytest.mark.filterwarnings("ignore:the prompt has", "ignore:diffusers will scale")
+def test_stored_latents_are_those_of_the_recipe_s_model(home, tmp_path):
+    """With scales that only a model's own file tells, as of the released 1.5 models."""
+    spec = tiny_spec("5b")
+    spec = replace(spec, vae=replace(spec.vae, condition_scale=0.5))
+    own = tiny_folder(tmp_path / "own", spec)
+    encode(home, own, tmp_path / "encoded")
+    data = {"encoded": tmp_path / "encoded"}
+    run_recipe(recipe(home, "5b", data, vae=str(own)), tmp_path / "run", workers=0)
+    with pytest.raises(InputError, match="another VAE"):
+        run_recipe(recipe(home, "5b", data), tmp_path / "other-vae", workers=0)
+    shutil.rmtree(own / "text_encoder")
+    shutil.copytree(tiny_folder(tmp_path / "kin", spec, seed=9) / "text_encoder", own / "text_encoder")
+    with pytest.raises(InputError, match="another text encoder"):
+        run_recipe(recipe(home, "5b", data, vae=str(own)), tmp_path / "other-text", workers=0)
 
 
 def test_parts_of_storybook_are_encoded_once_and_may_grow(tmp_path):

@@ -18,8 +18,8 @@ def bench(
     suite: Annotated[
         list[str] | None,
         typer.Option(
-            help="vae, transformer, sampler, text, end2end, train, data or growth; may be repeated. "
-            "Default: all."
+            help="vae, transformer, sampler, text, end2end, train, packing, data or growth; may be "
+            "repeated. Default: all."
         ),
     ] = None,
     against: Annotated[

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,7 +27,9 @@ class Choice:
     is there in several shapes, the largest of those is taken.
     """
     least: Mapping[str, float] = field(default_factory=dict)
-    """Score -> its lowest value; a sample without the score has not enough."""
+    """Score -> its lowest value. A clip without the score has not enough; a picture needs only those that
+    it has, and motion is none.
+    """
     best: Mapping[str, float] = field(default_factory=dict)
     """Score -> the share of the samples, the best by that score, that is taken of those that meet all else.
     """
@@ -50,12 +53,12 @@ class Choice:
 
     def takes(self, sample: Sample) -> bool:
         """Whether it meets all conditions that do not depend on other samples."""
-        scores = sample.row.scores
+        scores, missing = sample.row.scores, math.inf if sample.row.frames == 1 else -math.inf
         return (
             (self.label is None or self.label in sample.row.labels)
             and (self.frames is None or self.frames[0] <= sample.frames <= self.frames[1])
             and (self.largest is None or sample.within(self.largest))
-            and all(scores.get(name, -math.inf) >= value for name, value in self.least.items())
+            and all(scores.get(name, missing) >= value for name, value in self.least.items())
         )
 
 
@@ -74,12 +77,21 @@ def repeats(samples: Sequence[Sample], choices: Sequence[Choice]) -> list[float]
 
 
 def held_out(samples: Sequence[Sample], count: int) -> list[int]:
-    """The samples of about `count` sources, at most one in ten, for validation: those with the lowest hashes.
+    """The samples of about `count` sources, at most one in ten, for validation: of each shape in turn the
+    source with the lowest hash, so that rare clips count as much as many images.
 
     No source is both trained on and judged by, in whatever shape or span, and a manifest that grows keeps
     most of them.
     """
-    few = few_sources((sample.row.source for sample in samples), count)
+    shapes: dict[tuple[int, int, int], set[str]] = {}
+    for sample in samples:
+        shapes.setdefault((sample.frames, sample.height, sample.width), set()).add(sample.row.source)
+    all_sources = set[str]().union(*shapes.values())
+    ranked = [sorted(few_sources(sources, count), key=_hash) for sources in shapes.values()]
+    turns = (source for turn in itertools.zip_longest(*ranked) for source in turn if source is not None)
+    # Shapes of less than ten sources lend none, then others make up for them.
+    order = dict.fromkeys(itertools.chain(turns, sorted(all_sources, key=_hash)))
+    few = set(itertools.islice(order, min(count, len(all_sources) // 10)))
     return [index for index, sample in enumerate(samples) if sample.row.source in few]
 
 

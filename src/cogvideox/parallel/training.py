@@ -136,22 +136,22 @@ class Ranks:
         self.team.size = fit(wanted, self.size)
         assert self.team.size == 1 or self.team.mesh() is not None
 
-    def place(self, module: nn.Module) -> Weights:
-        """Apply the scheme to a module, which is the same in every process. Changes it in place.
+    def place(self, module: nn.Module, within: nn.Module | None = None) -> Weights:
+        """Apply the scheme to a module, which is the same in every process, and to the model that it is a
+        part of, if it is not the whole. Changes both in place.
 
-        InputError when the module has no blocks or no tokens, and the scheme is about them.
+        InputError when they have no blocks or no tokens, and the scheme is about them.
         """
+        whole = within or module
         if self.team.meshes and not self.scheme.clips:
-            if not isinstance(module, Transformer):
-                raise InputError(
-                    f"only a transformer's tokens can be shared, not a {type(module).__name__}'s"
-                )
-            heads, size = module.spec.heads, max(self.team.meshes)
+            if not isinstance(whole, Transformer):
+                raise InputError(f"only a transformer's tokens can be shared, not a {type(whole).__name__}'s")
+            heads, size = whole.spec.heads, max(self.team.meshes)
             if self.scheme.ulysses and heads % size:
                 raise InputError(f"ulysses cannot divide {heads} heads among {size} processes")
-            share_tokens(module, self.team.mesh)
+            share_tokens(whole, self.team.mesh)
         if self.scheme.compile or self.scheme.recompute:
-            for block in blocks_of(module):
+            for block in blocks_of(whole):
                 change_block(block, recompute=self.scheme.recompute, compiled=self.scheme.compile)
         weights = Replicas(self.everyone) if self.shards is None else Sharded(self.shards)
         weights.place(module)

@@ -84,19 +84,20 @@ def need(
     dtype: torch.dtype = torch.bfloat16,
     activations: int = 0,
     shards: int = 1,
+    frozen: nn.Module | None = None,
 ) -> Need:
     """Bytes of training `module` (it may be on the meta device) in a precision, in equal parts on so many
-    processes.
+    processes; `frozen` is there in full and is not trained.
 
     `matrix_blocks` says which parameters Muon updates, as for `MasterOptimizer`; None: none.
     """
-    count, moments = 0, 0
+    count, moments, beside = 0, 0, sum(p.numel() for p in frozen.parameters()) if frozen else 0
     for name, parameter in module.named_parameters():
         count += parameter.numel()
         moments += parameter.numel() * (1 if matrix_blocks and matrix_blocks(name, parameter) else 2)
     part = -(-count // shards)
     return Need(
-        weights=dtype.itemsize * part,
+        weights=dtype.itemsize * (part + beside),
         gradients=dtype.itemsize * part,
         masters=FULL * part,
         moments=FULL * -(-moments // shards),

@@ -59,7 +59,7 @@ class DiffusionTask:
         """
         self.model, self.spec, self.text, self._batches = model, spec, text, batches
         self.schedule, self._judge, self.objective = schedule, judge, batches.objective
-        self._lost = Unreadable(len(batches.lengths))
+        self.lost = Unreadable(len(batches.lengths))
         self._after: Position | None = None
         self._seen = 0  # samples of a stream since the start, of this process
         self.objective.check(spec)
@@ -86,8 +86,8 @@ class DiffusionTask:
         items, self._after = micro.items, micro.after or self._after
         if self._after is not None:
             self._seen += len(items)
-            self._lost.known = max(FULL, self._seen)
-        self._lost.add({item.name: item.unreadable for item in items if item.unreadable})
+            self.lost.known = max(FULL, self._seen * self._batches.ranks)
+        self.lost.add({item.name: item.unreadable for item in items if item.unreadable})
         self.model.policy = micro.positions or self.spec.position_policy
         total, weight, losses_S, segments = self._losses(self.model, items, step)
         read = [not item.unreadable for item in items]
@@ -170,7 +170,7 @@ class DiffusionTask:
 
     def evaluate(self, weights: Mapping[str, dict[str, Tensor]], folder: Path, step: int) -> dict[str, float]:
         """Losses of the held-out samples with averaged weights, then the judge."""
-        model = Transformer(self.model.spec, self.spec.position_policy).to(self.model.patch_embed.weight)
+        model = Transformer(self.model.spec, self.model.policy).to(self.model.patch_embed.weight)
         model.load_state_dict(weights["model"])
         found = self.validated(model)
         self._judge(weights["model"], folder, step)

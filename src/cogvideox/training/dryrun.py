@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from rich.table import Table
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from cogvideox.core.device import peak_memory
@@ -24,6 +25,7 @@ from cogvideox.training.metrics import Line, Writer
 from cogvideox.training.recipe import (
     AnyRecipe,
     JudgeRecipe,
+    LoraRecipe,
     Stage,
     StorybookData,
     TransformerRecipe,
@@ -91,6 +93,10 @@ def _diffusion_stages(recipe: TransformerRecipe, dtype: torch.dtype) -> Iterator
     spec, layout = recipe.model.transformer, recipe.parallel
     model = budget.on_meta(spec)
     blocks = None if recipe.optimizer.matrix_lr is None else matrix_blocks
+    trained: nn.Module = model
+    frozen: nn.Module | None = None
+    if isinstance(recipe, LoraRecipe):
+        trained, blocks, frozen = recipe.lora.numbers(model), None, model
     for stage in recipe.stages:
         row = _row(recipe, stage)
         tokens = sum(segment.length for segment in row)
@@ -101,7 +107,9 @@ def _diffusion_stages(recipe: TransformerRecipe, dtype: torch.dtype) -> Iterator
             dtype=dtype,
             shards=layout.shards,
         )
-        need = budget.need(model, blocks, dtype=dtype, activations=kept, shards=layout.shards)
+        need = budget.need(
+            trained, blocks, dtype=dtype, activations=kept, shards=layout.shards, frozen=frozen
+        )
         flops = stage.rows * budget.train_flops(spec, row)
         yield StagePlan(stage.name, stage.steps, stage.rows * tokens, flops, need)
 

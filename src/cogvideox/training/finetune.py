@@ -37,7 +37,7 @@ class LoraTask(DiffusionTask):
 
     @property
     def phases(self) -> tuple[Phase, ...]:
-        return (Phase("lora", self.adapter.module),)
+        return (Phase("lora", self.adapter.module, within=self.model),)
 
     def lora(self, weights: Mapping[str, Tensor]) -> Lora:
         """The adapter with these weights, and what it belongs to."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from cogvideox.checkpoints.configs import read_json, read_record, read_vae
-from cogvideox.checkpoints.folder import Model, load_model, load_text, read_tokenizer
+from cogvideox.checkpoints.folder import Model, load_model, load_text, read_spec, read_tokenizer
 from cogvideox.checkpoints.hub import resolve
 from cogvideox.checkpoints.surgery import image_to_video
 from cogvideox.checkpoints.weights import Weights
@@ -34,7 +34,7 @@ from cogvideox.training.folder import Run
 from cogvideox.training.live import View
 from cogvideox.training.loop import Rates, train
 from cogvideox.training.metrics import Meter
-from cogvideox.training.packs import PackedBatches
+from cogvideox.training.packs import DiffusionStage, PackedBatches
 from cogvideox.training.recipe import NewText, StorybookData, TransformerRecipe
 from cogvideox.training.stores import encode_rows, encode_storybook, live
 from cogvideox.training.stream import StreamBatches
@@ -56,8 +56,10 @@ class Ingredients:
         self.vae_home = given / "vae" if self.home else given
         self.vae_record = read_record(self.home).get("vae", {}) if self.home else read_record(given)
         """How the VAE was trained, as far as it says."""
-        vae = read_vae(read_json(self.vae_home / "config.json"))
-        self.spec = replace(recipe.model, vae=vae)
+        vae = read_spec(self.home).vae if self.home else read_vae(read_json(self.vae_home / "config.json"))
+        last = recipe.stages[-1].positions or recipe.model.position_policy
+        self.spec = replace(recipe.model, vae=vae, position_policy=last)
+        """The model's as it will be written: with the VAE and the positions that it was trained with."""
         self.vae_hash = vae_hash(self.vae_home, vae)
         self._check_source()
 
@@ -80,6 +82,12 @@ class Ingredients:
         encode = isinstance(self.store, Live) and self.run.place.device.type != "cpu"  # not run here: no GPU
         return 0 if encode else self.run.workers
 
+    @property
+    def stages(self) -> tuple[DiffusionStage, ...]:
+        """What the loader makes of the recipe's, each with its positions."""
+        own = self.recipe.model.position_policy
+        return tuple(replace(s.loaded, positions=s.positions or own) for s in self.recipe.stages)
+
     @cached_property
     def vae(self) -> VAE:
         return load_vae(self.vae_home, self.spec.vae, *self._place)
@@ -97,7 +105,7 @@ class Ingredients:
         return StreamBatches(
             data.stream,
             Encoder(self.spec, self.vae, None, recipe.seed),
-            [stage.loaded for stage in recipe.stages],
+            self.stages,
             recipe.objective,
             seed=recipe.seed,
             held=data.held,
@@ -174,7 +182,7 @@ class Ingredients:
         return PackedBatches(
             self.store,
             self.spec,
-            tuple(stage.loaded for stage in recipe.stages),
+            self.stages,
             recipe.objective,
             seed=recipe.seed,
             held=recipe.data.held,

@@ -23,7 +23,7 @@ from cogvideox.training.checkpoint import Checkpoints, State
 from cogvideox.training.interrupt import Interrupt, Stopped, ignore
 from cogvideox.training.metrics import Journal, Meter, Writer
 from cogvideox.training.optim import MasterOptimizer
-from cogvideox.training.task import Metrics, Named, Phase, Stateful, Task
+from cogvideox.training.task import Metrics, Named, Phase, Stateful, Task, Tolerant
 
 BAD = 10  # steps in a row with numbers that are not finite end the run
 
@@ -59,7 +59,7 @@ class Rates:
             weight_decay=self.weight_decay,
             clip=self.clip,
             ema=self.ema,
-            weights=ranks.place(phase.module),
+            weights=ranks.place(phase.module, phase.within),
         )
 
 
@@ -295,6 +295,9 @@ class Trainer:
         sums = {name: (total, weight) for name, (total, weight) in self.meter.sums.items()}
         for other in self.ranks.objects(sums)[1:]:
             self.meter.add(other)
+        if isinstance(self.task, Tolerant):
+            for reasons in self.ranks.objects(self.task.lost.reasons):
+                self.task.lost.add(reasons)
         means = self.meter.read() if self.meter.steps else {}
         extra: dict[str, float] = {}
         if self._due(self.every.evaluate):

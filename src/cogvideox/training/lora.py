@@ -50,6 +50,16 @@ class LoraSpec:
                 raise InputError(f"no matrix is called {target!r}{nearest(target, sorted(ends))}")
         return sorted(n for n in known if any(f".{n}".endswith(f".{t}") for t in self.targets))
 
+    def numbers(self, transformer: Transformer) -> nn.ParameterList:
+        """The adapter of a transformer on the meta device, which has sizes but no numbers."""
+        found = nn.ParameterList()
+        for name in self.modules(transformer.spec):
+            rows, columns = transformer.get_parameter(f"{name}.weight").shape
+            found += [
+                torch.empty(shape, device="meta") for shape in ((self.rank, columns), (rows, self.rank))
+            ]
+        return found
+
 
 def find_peft() -> Any:
     """The package that puts adapters in. InputError when it is not installed."""

@@ -176,7 +176,7 @@ class Stage(Strict):
     longer short side, more pixels or more frames.
     """
     at_least: dict[str, float] = Field(default_factory=dict)
-    """Score of the manifest -> the lowest value of a clip that is used."""
+    """Score of the manifest -> the lowest value of a clip that is used. A picture may lack it."""
     best: dict[str, Share] = Field(default_factory=dict)
     """Score of the manifest -> the share of the clips that is used, best first."""
     positions: PositionPolicy | None = None
@@ -304,6 +304,12 @@ class LoraRecipe(TransformerRecipe):
     """The model: "mini", a released one, a folder or a hub id. It is the recipe's `model`, `vae` and `start`.
     """
     lora: LoraSpec = LoraSpec()
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if self.parallel.shards > 1:
+            raise InputError("parallel.shards: the base of an adapter is whole in every process")
+        return self
 
     @model_validator(mode="before")
     @classmethod

@@ -20,6 +20,7 @@ from cogvideox.core.launch import processes
 from cogvideox.diffusion.schedule import make_schedule
 from cogvideox.generation.generate import Place
 from cogvideox.generation.pipeline import Pipeline
+from cogvideox.models.specs import ModelSpec
 from cogvideox.models.vae.autoencoder import VAE
 from cogvideox.parallel.training import Scheme, connect
 from cogvideox.training.diffusion import DiffusionTask
@@ -148,8 +149,8 @@ def run_diffusion(recipe: DiffusionRecipe, run: Run) -> Path:
     parts, place = Ingredients(recipe, run), run.place
     run.ranks.lead(parts.encode)
 
-    def write(weights: dict[str, Tensor]) -> Model:
-        model = assemble(parts.spec, parts.vae, parts.text, weights, place)
+    def write(weights: dict[str, Tensor], spec: ModelSpec) -> Model:
+        model = assemble(spec, parts.vae, parts.text, weights, place)
         record = {"vae": parts.vae_record}
         save_model(replace(model, record=record), run.folder / "model", dtype=torch.bfloat16)
         return model
@@ -157,16 +158,17 @@ def run_diffusion(recipe: DiffusionRecipe, run: Run) -> Path:
     transformer, batches = parts.transformer(), parts.batches()
 
     def judge(weights: dict[str, Tensor], where: Path, step: int) -> None:
+        now = replace(parts.spec, position_policy=transformer.policy)  # that of the stage
         if isinstance(recipe.data, StorybookData):
-            pipe = Pipeline(write(weights), place)
+            pipe = Pipeline(write(weights, now), place)
             contact_sheet(pipe, where / f"{step:06d}.png", seed=recipe.seed, prompts=10, steps=16)
         else:
-            pipe = Pipeline(assemble(parts.spec, parts.vae, parts.text, weights, place), place)
+            pipe = Pipeline(assemble(now, parts.vae, parts.text, weights, place), place)
             clips(pipe, parts.store, batches.held[:VALIDATED], where / f"{step:06d}", seed=recipe.seed)
 
     schedule = make_schedule(parts.spec.snr_shift)
     task = DiffusionTask(transformer, parts.spec, parts.needed_text, batches, schedule, judge=judge)
     run = replace(run, workers=parts.workers)
     weights = run.train(recipe, task, {"model": recipe.optimizer}, parts.meter())["model"].ema_weights()
-    run.ranks.lead(lambda: write(weights))
+    run.ranks.lead(lambda: write(weights, parts.spec))
     return run.folder / "model"

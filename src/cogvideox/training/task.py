@@ -50,6 +50,8 @@ class Phase:
     """The first step in which it takes part."""
     matrix_blocks: Callable[[str, Tensor], int] = lambda name, parameter: 0
     """How many matrices a parameter holds, by its name; see `MasterOptimizer`."""
+    within: nn.Module | None = None
+    """The model that runs, where `module` is but a part of it, such as an adapter."""
 
 
 class Task(Protocol):
@@ -93,12 +95,21 @@ class Stateful(Protocol):
         ...
 
 
+@runtime_checkable
+class Tolerant(Protocol):
+    """A task that goes on without the few samples that it cannot read."""
+
+    lost: Unreadable
+
+
 LOST = 0.01
 """Share of the samples that may be unreadable before a run ends."""
 
 
 class Unreadable:
-    """Samples that could not be read, and when they are too many."""
+    """Samples that could not be read, and when they are too many. Each process knows of its own, until the
+    loop tells all of all.
+    """
 
     def __init__(self, known: int) -> None:
         """`known`: how many samples there are."""

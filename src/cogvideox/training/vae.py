@@ -231,7 +231,7 @@ class VAETask:
         self.weights, self.perceptual, self.adversarial = loss, perceptual, adversarial
         self.footage = footage or Storybook(seed)
         self.held_out = HeldOut(self.footage, side=min(stages[-1].sizes) // 8 * 8)
-        self._lost = Unreadable(self.footage.known)
+        self.lost = Unreadable(self.footage.known)
 
     def check(self) -> None:
         """InputError when a stage could not draw or cut its clips, or none is kept for validation."""
@@ -255,7 +255,7 @@ class VAETask:
         return list(micro.names)
 
     def loss(self, phase: str, micro: Micro, step: int) -> Loss:
-        self._lost.add(micro.unreadable)
+        self.lost.add(micro.unreadable)
         frames, team = micro.video_BTHWC.shape[1], self.ranks.partners
         clip = Whole() if team is None else slices(team, frames)
         video = signed(clip.cut(micro.video_BTHWC, axis=1)).to(self.vae.device, self.vae.dtype)
