@@ -201,7 +201,7 @@ def test_a_closeup_of_a_clip_is_refused():
 def some_samples(count=40):
     made = [
         row(f"{n}", frames=1 if n % 4 == 0 else 33, labels=("odd",) if n % 2 else ("even",),
-            scores={"flow": float(n)}, source=f"{n // 2}.mp4")
+            scores={"look": float(n)}, source=f"{n // 2}.mp4")
         for n in range(count)
     ]  # fmt: skip
     return [sample(one, "33x256") for one in made]
@@ -219,15 +219,18 @@ def test_shares_are_those_of_an_epoch():
 
 def test_thresholds_and_the_best():
     samples = some_samples()
-    scores = [samples[i].row.scores["flow"] for i in Choice(least={"flow": 30}).of(samples)]
+    scores = [samples[i].row.scores["look"] for i in Choice(least={"look": 30}).of(samples)]
     assert scores == list(range(30, 40))
-    best = Choice(label="even", best={"flow": 0.2}).of(samples)
-    assert [samples[i].row.scores["flow"] for i in best] == [32, 34, 36, 38]
-    for index in (0, 1):
-        samples[index] = replace(samples[index], row=replace(samples[index].row, scores={}))
-    found = Choice(least={"flow": 3}).of(samples)
-    assert found == [0, *range(3, 40)]  # a picture needs no score that it has not, such as that of motion
-    assert 0 not in Choice(best={"flow": 1.0}).of(samples)
+    best = Choice(label="even", best={"look": 0.2}).of(samples)
+    assert [samples[i].row.scores["look"] for i in best] == [32, 34, 36, 38]
+    samples[0] = replace(samples[0], row=replace(samples[0].row, scores={}))
+    assert 0 not in Choice(least={"look": -1}).of(samples)
+
+
+def test_pictures_need_no_score_of_motion():
+    samples = some_samples()
+    found = Choice(least={"look": 2, "motion": 0.1}).of(samples)
+    assert found == [*range(4, 40, 4)]  # the pictures, for no clip has that score
 
 
 def test_a_row_in_several_shapes_comes_in_the_largest_that_fits():

@@ -80,28 +80,33 @@ def as_one(latents: tuple[int, ...], pooled: bool) -> None:
     whole = mine.detach()
     dist.all_reduce(whole)
     torch.testing.assert_close(whole, want.detach(), rtol=1e-5, atol=0)
-    by_differences(group, latents, pooled)
+    by_differences(Slices(group, latents, pooled=True))
 
 
-def by_differences(group: Group, latents: tuple[int, ...], pooled: bool) -> None:
-    """The gradient of all slices along a direction of the whole clip, against central differences."""
-    model, judge = vae().double(), randomise(Discriminator(JUDGE), 5).double()
-    count, width = sum(latents), 1e-5
-    video, drawn = noise(1, 3, 4 * count - 3, 16, 16).double(), noise(1, 4, count, 2, 2, seed=2).double()
+def by_differences(clip: Slices) -> None:
+    """Slopes along a direction of the whole clip against central differences: of two convolutions in fp64,
+    then with the norm between them, which computes in fp32.
+    """
+    video = noise(1, 4, 4 * sum(clip.latents) - 3, 6, 6).double()
     way = noise(*video.shape, seed=9).double()
+    one, two = (randomise(layers.CausalConv3d(4, 4), seed).double() for seed in (1, 2))
+    norm = randomise(nn.GroupNorm(2, 4), 3).double()
+    for normed, width, error in ((False, 1e-4, 1e-6), (True, 1e-2, 1e-2)):
 
-    def total(moved: float) -> tuple[Tensor, Tensor]:
-        x = (video + moved * way).requires_grad_(True)
-        return loss(Slices(group, latents, pooled), model, judge, x, drawn), x
+        def total(moved: float, normed: bool = normed) -> tuple[Tensor, Tensor]:
+            x, carry = (video + moved * way).requires_grad_(True), clip.carry()
+            h = one(clip.cut(x), carry).tanh()
+            h = carry.group_norm(h, norm) if normed else h
+            return two(h, carry).sin().sum(), x
 
-    part, x = total(0.0)
-    part.backward()
-    slope = (x.grad * way).sum()
-    dist.all_reduce(slope)
-    with torch.no_grad():
-        ends = torch.stack([total(moved)[0] for moved in (width, -width)])
-    dist.all_reduce(ends)
-    assert float(slope) == pytest.approx(float(ends[0] - ends[1]) / (2 * width), rel=1e-4)
+        part, x = total(0.0)
+        part.backward()
+        slope = (x.grad * way).sum()
+        with torch.no_grad():
+            ends = torch.stack([total(moved)[0] for moved in (width, -width)])
+        for number in (slope, ends):
+            dist.all_reduce(number)
+        assert float(slope) == pytest.approx(float(ends[0] - ends[1]) / (2 * width), rel=error)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from cogvideox import load
+from cogvideox.generation.generate import Place
 from cogvideox.training.checkpoint import Checkpoints
 from cogvideox.training.recipe import load_recipe
 from cogvideox.training.run import run_recipe
@@ -14,6 +15,7 @@ from tests.parallel.test_generation import torchrun
 from tests.tiny import tiny_folder, tiny_spec
 from tests.training.test_recipes import DIFFUSION, SMALL, VAE, write
 
+FULL = Place.pick("cpu", "fp32")
 LAYOUT = {"ranks": 2, "shards": 2, "recompute": True}
 
 
@@ -63,10 +65,10 @@ def test_two_processes_train_a_vae_as_one_does(tmp_path):
     ]
     judge = {"begins": 1, "ramp": 1, "model": {"channels": [8, 8, 8], "groups": 4}}
     path = write(tmp_path / "vae.yaml", VAE | {"stages": stages, "adversarial": judge, "every": {"log": 1}})
-    options = ("-m", "cogvideox", "train", path, "--output", "two", "--workers", "0")
+    options = ("-m", "cogvideox", "train", path, "--output", "two", "--workers", "0", "--dtype", "fp32")
     made = torchrun(*options, folder=tmp_path)
     assert made.returncode == 0, made.stderr
-    run_recipe(load_recipe(path), tmp_path / "one", workers=0)
+    run_recipe(load_recipe(path), tmp_path / "one", workers=0, place=FULL)
     both = []
     for name in ("two", "one"):
         lines = map(json.loads, (tmp_path / name / "metrics.jsonl").read_text().splitlines())
@@ -77,7 +79,7 @@ def test_two_processes_train_a_vae_as_one_does(tmp_path):
     # One process goes on where two have stopped.
     states = []
     for name in ("two", "one"):
-        run_recipe(load_recipe(path, ["stages.1.steps=3"]), tmp_path / name, workers=0)
+        run_recipe(load_recipe(path, ["stages.1.steps=3"]), tmp_path / name, workers=0, place=FULL)
         step, state = Checkpoints(tmp_path / name / "checkpoints").load()
         assert step == 5
         states.append(state)

@@ -23,6 +23,7 @@ from tests.tiny import tiny_folder
 from tests.training.test_loop import same
 
 SIDE, FRAMES = 32, 5
+SHARED = "stages.0.sequence=2"
 
 
 @pytest.fixture(scope="module")
@@ -113,12 +114,12 @@ def test_a_run_that_died_goes_on_bit_for_bit(home, run, monkeypatch):
 
 
 def some_steps(home: str) -> None:
-    run_recipe(recipe(Path(home), "stages.0.steps=3"), Path(home) / "ranks", workers=0)
+    run_recipe(recipe(Path(home), "stages.0.steps=3", SHARED), Path(home) / "ranks", workers=0)
 
 
-def test_two_processes_begin_and_one_goes_on(home, run):
+def test_two_processes_share_rows_and_one_goes_on(home, run):
     together(2, some_steps, str(home))
-    run_recipe(recipe(home), home / "ranks", workers=0)
+    run_recipe(recipe(home, SHARED), home / "ranks", workers=0)
     mine, theirs = load_lora(home / "ranks/adapter"), load_lora(run / "adapter")
     for name, layer in theirs.layers.items():
         assert relative_error(mine.layers[name].up, layer.up) < 1e-2, name

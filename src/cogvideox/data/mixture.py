@@ -11,6 +11,9 @@ from dataclasses import dataclass, field
 from cogvideox.core.errors import InputError, nearest
 from cogvideox.data.samples import Sample
 
+MOTION = frozenset({"motion", "flow"})
+"""Scores that pictures cannot have."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
@@ -27,8 +30,8 @@ class Choice:
     is there in several shapes, the largest of those is taken.
     """
     least: Mapping[str, float] = field(default_factory=dict)
-    """Score -> its lowest value. A clip without the score has not enough; a picture needs only those that
-    it has, and motion is none.
+    """Score -> its lowest value; a sample without the score has not enough, but pictures need none of
+    `MOTION`.
     """
     best: Mapping[str, float] = field(default_factory=dict)
     """Score -> the share of the samples, the best by that score, that is taken of those that meet all else.
@@ -53,12 +56,16 @@ class Choice:
 
     def takes(self, sample: Sample) -> bool:
         """Whether it meets all conditions that do not depend on other samples."""
-        scores, missing = sample.row.scores, math.inf if sample.row.frames == 1 else -math.inf
+        scores, still = sample.row.scores, sample.row.frames == 1
         return (
             (self.label is None or self.label in sample.row.labels)
             and (self.frames is None or self.frames[0] <= sample.frames <= self.frames[1])
             and (self.largest is None or sample.within(self.largest))
-            and all(scores.get(name, missing) >= value for name, value in self.least.items())
+            and all(
+                scores.get(name, -math.inf) >= value
+                for name, value in self.least.items()
+                if not (still and name in MOTION)
+            )
         )
 
 
@@ -80,8 +87,8 @@ def held_out(samples: Sequence[Sample], count: int) -> list[int]:
     """The samples of about `count` sources, at most one in ten, for validation: of each shape in turn the
     source with the lowest hash, so that rare clips count as much as many images.
 
-    No source is both trained on and judged by, in whatever shape or span, and a manifest that grows keeps
-    most of them.
+    No source is both trained on and judged by, in whatever shape or span, and a manifest that grows in the
+    shapes that it has keeps most of them.
     """
     shapes: dict[tuple[int, int, int], set[str]] = {}
     for sample in samples:

@@ -27,7 +27,7 @@ from cogvideox.models.specs import ModelSpec
 from cogvideox.models.text import TextEncoder
 from cogvideox.models.transformer.model import Transformer
 from cogvideox.training.budget import train_flops
-from cogvideox.training.packs import VALIDATION, Item, PackedBatches, PackedRow
+from cogvideox.training.packs import VALIDATION, Item, PackedBatches, PackedRow, stage_of
 from cogvideox.training.stream import StreamBatches
 from cogvideox.training.task import Loss, Phase, Unreadable
 
@@ -61,7 +61,7 @@ class DiffusionTask:
         self.schedule, self._judge, self.objective = schedule, judge, batches.objective
         self.lost = Unreadable(len(batches.lengths))
         self._after: Position | None = None
-        self._seen = 0  # samples of a stream since the start, of this process
+        self._seen, self._counted = 0, -1  # samples of a stream since the start, up to which step
         self.objective.check(spec)
         if text is None and spec.unconditional == "empty":
             raise InputError("the unconditional mode 'empty' needs the text encoder in training")
@@ -84,9 +84,9 @@ class DiffusionTask:
 
     def loss(self, phase: str, micro: PackedRow, step: int) -> Loss:
         items, self._after = micro.items, micro.after or self._after
-        if self._after is not None:
-            self._seen += len(items)
-            self.lost.known = max(FULL, self._seen * self._batches.ranks)
+        if self._after is not None and self._counted != step:
+            self._seen, self._counted = self._seen + micro.samples, step
+            self.lost.known = max(FULL, self._seen)
         self.lost.add({item.name: item.unreadable for item in items if item.unreadable})
         self.model.policy = micro.positions or self.spec.position_policy
         total, weight, losses_S, segments = self._losses(self.model, items, step)
@@ -113,6 +113,8 @@ class DiffusionTask:
         return {} if self._after is None else {"stream": asdict(self._after)}
 
     def restore(self, step: int, state: Mapping[str, Any]) -> None:
+        stage = stage_of(self._batches.stages, step - 1)
+        self.model.policy = stage.positions or self.spec.position_policy
         if isinstance(self._batches, StreamBatches) and (found := state.get("stream")):
             self._after = Position(found["next"], tuple(found["waiting"]))
             self._batches.at = step, self._after

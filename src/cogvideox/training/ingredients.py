@@ -56,7 +56,8 @@ class Ingredients:
         self.vae_home = given / "vae" if self.home else given
         self.vae_record = read_record(self.home).get("vae", {}) if self.home else read_record(given)
         """How the VAE was trained, as far as it says."""
-        vae = read_spec(self.home).vae if self.home else read_vae(read_json(self.vae_home / "config.json"))
+        whole = self.home if self.home and (self.home / "transformer").is_dir() else None
+        vae = read_spec(whole).vae if whole else read_vae(read_json(self.vae_home / "config.json"))
         last = recipe.stages[-1].positions or recipe.model.position_policy
         self.spec = replace(recipe.model, vae=vae, position_policy=last)
         """The model's as it will be written: with the VAE and the positions that it was trained with."""

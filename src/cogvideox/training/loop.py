@@ -303,6 +303,7 @@ class Trainer:
         if self._due(self.every.evaluate):
             home = self.folder / "validation"
             home.mkdir(exist_ok=True)
+            self.ranks.share(1)  # the first process judges alone
             averages = {name: optimizer.ema_weights() for name, optimizer in self.optimizers.items()}
             extra = self.ranks.lead(lambda: self.task.evaluate(averages, home, self.step))
         head = {"step": self.step} | ({"stage": self.stage(self.step - 1).name} if self.stages else {})

@@ -10,8 +10,10 @@ Shape legend: C channels, T H W latent grid, L text tokens, D text width.
 from __future__ import annotations
 
 import copy
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from typing import Annotated, Any, Literal
 
 import torch
@@ -49,6 +51,11 @@ class DiffusionStage:
     """The model's policy from this stage on; None: as it was built."""
     sequence: int = 1
     """Processes that share a row, if so many divide those that there are."""
+
+
+def stage_of(stages: Sequence[DiffusionStage], step: int) -> DiffusionStage:
+    """That of a step, counted from 0."""
+    return stages[bisect_right(list(accumulate(stage.steps for stage in stages)), step)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +131,8 @@ class PackedRow:
     """Tokens that it could hold."""
     imbalance: float
     """Of the step: how much longer than the average the dearest rank takes."""
+    samples: int
+    """Of the step, in all ranks together."""
     positions: PositionPolicy | None = None
     """That of the stage."""
     after: Position | None = None
@@ -212,7 +221,7 @@ class PackedBatches(Dataset[Any]):
         for row in mine:
             items = [self.item(step, place, flat[place], timesteps[place]) for place in row]
             items.sort(key=lambda item: item.latents_CTHW.shape)
-            found.append(PackedRow(items, stage.capacity, uneven, stage.positions))
+            found.append(PackedRow(items, stage.capacity, uneven, len(flat), stage.positions))
         return found
 
     def _timesteps(

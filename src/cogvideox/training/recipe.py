@@ -176,7 +176,7 @@ class Stage(Strict):
     longer short side, more pixels or more frames.
     """
     at_least: dict[str, float] = Field(default_factory=dict)
-    """Score of the manifest -> the lowest value of a clip that is used. A picture may lack it."""
+    """Score of the manifest -> its lowest value; pictures need none of motion."""
     best: dict[str, Share] = Field(default_factory=dict)
     """Score of the manifest -> the share of the clips that is used, best first."""
     positions: PositionPolicy | None = None
@@ -273,6 +273,8 @@ class TransformerRecipe(Strict):
     def _fits_together(self) -> Self:
         self.objective.check(self.model)
         _unique("stages", [stage.name for stage in self.stages])
+        if isinstance(self, LoraRecipe) and self.parallel.shards > 1:
+            raise InputError("parallel.shards: the base of an adapter is whole in every process")
         if isinstance(self.data, ManifestData) and self.data.stream is not None:
             for stage in self.stages:
                 if stage.largest is None or stage.best or not stage.mix.keys() <= KINDS.keys():
@@ -305,12 +307,6 @@ class LoraRecipe(TransformerRecipe):
     """
     lora: LoraSpec = LoraSpec()
 
-    @model_validator(mode="after")
-    def _whole(self) -> Self:
-        if self.parallel.shards > 1:
-            raise InputError("parallel.shards: the base of an adapter is whole in every process")
-        return self
-
     @model_validator(mode="before")
     @classmethod
     def _of_the_base(cls, data: Any) -> Any:
@@ -327,15 +323,8 @@ def _unique(what: str, names: Sequence[str]) -> None:
 AnyRecipe = VAERecipe | DiffusionRecipe | LoraRecipe | JudgeRecipe
 _ADAPTER: TypeAdapter[AnyRecipe] = TypeAdapter(Annotated[AnyRecipe, Field(discriminator="task")])
 _KINDS = (
-    VAERecipe,
-    JudgeRecipe,
-    DiffusionRecipe,
-    LoraRecipe,
-    NewText,
-    StorybookData,
-    ManifestData,
-    Stage,
-    Parallel,
+    *(VAERecipe, JudgeRecipe, DiffusionRecipe, LoraRecipe, NewText),
+    *(StorybookData, ManifestData, Stage, Parallel),
 )
 
 

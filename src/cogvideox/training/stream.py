@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -17,7 +16,7 @@ from cogvideox.data.plan import LOOK_AHEAD, Cost, Position, Row, stream_rows
 from cogvideox.data.samples import Rule, Sample
 from cogvideox.data.stream import samples_from
 from cogvideox.training.encode import Encoder, Live
-from cogvideox.training.packs import DiffusionStage, Objective, PackedBatches, PackedRow
+from cogvideox.training.packs import DiffusionStage, Objective, PackedBatches, PackedRow, stage_of
 
 
 class StreamBatches(PackedBatches):
@@ -92,7 +91,7 @@ class StreamBatches(PackedBatches):
         assert self._next <= step, "the stream stands behind the step"
         ends = list(accumulate(stage.steps for stage in self.stages))
         while self._next <= step:
-            stage = self.stages[bisect_right(ends, self._next)]
+            stage = stage_of(self.stages, self._next)
             if self._rows is None or self._next in ends:
                 self._rows = self._stream(stage)
             found = list(islice(self._rows, stage.rows))

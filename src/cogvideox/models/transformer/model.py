@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cogvideox.core.pack import Pack
-from cogvideox.models.specs import TransformerSpec
+from cogvideox.models.specs import PositionPolicy, TransformerSpec
 from cogvideox.models.transformer.blocks import Block
 from cogvideox.models.transformer.positions import AdditivePositions, pack_rope
 
@@ -70,7 +70,7 @@ class Transformer(nn.Module):
     `policy` is the position policy ("extrapolate" or "interpolate") for sizes other than the base grid.
     """
 
-    def __init__(self, spec: TransformerSpec, policy: str = "extrapolate") -> None:
+    def __init__(self, spec: TransformerSpec, policy: PositionPolicy = "extrapolate") -> None:
         super().__init__()
         self.spec, self.policy = spec, policy
         patch_inputs = spec.in_channels * math.prod(spec.patch)
