@@ -29,8 +29,8 @@ def test_it_is_small():
 
 
 def test_its_vae_reconstructs_clips_that_it_has_not_seen(mini, tmp_path):
-    """In dB, by the measure of its training: 23.8 in the log."""
-    assert HeldOut(Storybook(0)).report(mini.vae, tmp_path / "sheet.png")["eval_psnr"] > 23.5
+    """In dB, by the measure of its training: 25.5 in the log."""
+    assert HeldOut(Storybook(0)).report(mini.vae, tmp_path / "sheet.png")["eval_psnr"] > 25.2
 
 
 @torch.no_grad()
@@ -96,7 +96,7 @@ def by_diffusers(dtype, height, width):
         num_frames=17,
         num_inference_steps=4,
         guidance_scale=5.0,
-        max_sequence_length=32,
+        max_sequence_length=36,
         generator=torch.Generator().manual_seed(5),
         output_type="np",
     ).frames[0]
