@@ -18,13 +18,13 @@ OUTPUT = Path(__file__).parents[1] / "docs" / "mini.webp"
 COLUMNS = 4
 PROMPTS = (
     "a speedboat glides right on the blue ocean",
-    "a swan paddles around in circles on the sea",
-    "a dinosaur wanders left in candy land",
     "a red and white tram drives left in an autumn park",
+    "an octopus enters from the left under water",
+    "a cable car moves in a circle at a waterfall",
     "a peacock stands still among tall trees",
-    "a parrot flutters down in a meadow",
     "a canoe sails left at the seaside",
-    "a brown teddy bear comes closer in a city at night",
+    "a brown mammoth strolls around in circles among high mountains",
+    "a rain cloud drifts to the right on a farm",
 )
 
 
