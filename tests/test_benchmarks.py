@@ -74,7 +74,7 @@ def test_conditions_are_told(pair):
 
 
 def test_packs_do_half_as_much_again_as_batches_of_one_size():
-    """By costs from metadata alone; beside the strongest buckets it is 1.27 times as much."""
+    """By costs from metadata alone; beside the strongest buckets it is 1.3 times (docs/packing.md)."""
     found = [
         packing.planned(loader, read_spec(MINI).transformer, 2000) for loader in packing.LOADERS.values()
     ]

@@ -56,8 +56,7 @@ def step(mix: tuple[tuple[int, int, int, int], ...]) -> Build:
     def make(folder: Path, dtype: torch.dtype) -> Side:
         getattr(heap, "keep_freed_memory", int)()  # as the command does, since there is such a thing
         pipe = load(folder, dtype=dtype, device="cpu")
-        items = _items(mix)
-        model, row = pipe.transformer.requires_grad_(True), PackedRow(items, 3072, 0.0, len(items))
+        model, row = pipe.transformer.requires_grad_(True), PackedRow(_items(mix), 3072, 0.0)
         known = {"objective": Objective(subject_weight=6.0), "seed": 0, "lengths": [0]}
         given = cast(PackedBatches, SimpleNamespace(**known))
         task = DiffusionTask(model, pipe.spec, pipe.text_encoder, given, pipe.schedule)

@@ -42,7 +42,7 @@ def item(index=0, known=0, frames=3, timestep=400, **more):
 
 
 def row(*items):
-    return PackedRow(list(items), capacity=100, imbalance=0.0, samples=len(items))
+    return PackedRow(list(items), capacity=100, imbalance=0.0)
 
 
 class Spy:

@@ -20,7 +20,7 @@ from cogvideox.training.recipe import load_recipe
 from cogvideox.training.run import run_recipe
 from tests.parallel.processes import relative_error, together
 from tests.tiny import tiny_folder
-from tests.training.test_loop import same
+from tests.training.test_loop import dying, same
 
 SIDE, FRAMES = 32, 5
 SHARED = "stages.0.sequence=2"
@@ -94,17 +94,9 @@ def test_the_validation_is_the_clip_that_the_command_makes(home, run, monkeypatc
 
 def test_a_run_that_died_goes_on_bit_for_bit(home, run, monkeypatch):
     """Weights, moments and averages, and the file."""
-    often, original = recipe(home, "every={log: 1, evaluate: 3, save_seconds: 0}"), LoraTask.loss
-
-    def die(self, phase, micro, step):
-        if step == 4:
-            raise KeyboardInterrupt
-        return original(self, phase, micro, step)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(LoraTask, "loss", die)
-        with pytest.raises(KeyboardInterrupt):
-            run_recipe(often, home / "parts", workers=0)
+    often = recipe(home, "every={log: 1, evaluate: 3, save_seconds: 0}")
+    with dying(monkeypatch, LoraTask, at=4):
+        run_recipe(often, home / "parts", workers=0)
     assert Checkpoints(home / "parts/checkpoints").steps()[-1] == 4
     run_recipe(often, home / "parts", workers=0)
     mine, theirs = (Checkpoints(folder / "checkpoints").load() for folder in (home / "parts", run))

@@ -1,5 +1,6 @@
 """The training loop: a stopped run goes on exactly, bad steps change nothing, rates follow the schedule."""
 
+import contextlib
 import itertools
 import json
 import os
@@ -88,6 +89,22 @@ def same(one, other):
     return torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
 
 
+@contextlib.contextmanager
+def dying(monkeypatch, task, at):
+    """The loss of that class of tasks raises in a step, which ends all that is done here."""
+    original = task.loss
+
+    def loss(self, phase, micro, step):
+        if step == at:
+            raise KeyboardInterrupt
+        return original(self, phase, micro, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(task, "loss", loss)
+        with pytest.raises(KeyboardInterrupt):
+            yield
+
+
 def die():
     raise KeyboardInterrupt
 
@@ -118,7 +135,7 @@ def test_a_death_costs_no_more_than_the_interval_and_checkpoints_are_few(tmp_pat
 
 
 def test_updates_below_the_precision_of_the_weights_add_up():
-    """In bf16 the number below 1 is 0.996; a step is a fortieth of that."""
+    """In bf16 the number below 1 is 0.996; a step is a fortieth of what lies between."""
     module = torch.nn.Linear(4, 4, bias=False).bfloat16()
     torch.nn.init.ones_(module.weight)
     optimizer = MasterOptimizer(module, lambda *_: 0, matrix_lr=None, lr=1e-4)

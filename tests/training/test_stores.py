@@ -22,7 +22,7 @@ from cogvideox.training.recipe import DiffusionRecipe
 from cogvideox.training.run import run_recipe
 from cogvideox.training.stores import encode_storybook, storybook_rows
 from tests.tiny import tiny_folder, tiny_model, tiny_spec
-from tests.training.test_loop import same
+from tests.training.test_loop import dying, same
 
 
 @pytest.fixture(scope="module")
@@ -91,17 +91,8 @@ def test_a_run_that_died_goes_on_bit_for_bit(home, tmp_path, monkeypatch):
     encode(home, "5b", tmp_path / "encoded")
     asked = recipe(home, "5b", {"encoded": tmp_path / "encoded"}, every={"save_seconds": 0})
     run_recipe(asked, tmp_path / "whole", workers=0)
-    original = DiffusionTask.loss
-
-    def die(self, phase, micro, step):
-        if step == 2:
-            raise KeyboardInterrupt
-        return original(self, phase, micro, step)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(DiffusionTask, "loss", die)
-        with pytest.raises(KeyboardInterrupt):
-            run_recipe(asked, tmp_path / "halves", workers=0)
+    with dying(monkeypatch, DiffusionTask, at=2):
+        run_recipe(asked, tmp_path / "halves", workers=0)
     run_recipe(asked, tmp_path / "halves", workers=0)
     whole, halves = (Checkpoints(tmp_path / name / "checkpoints").load() for name in ("whole", "halves"))
     assert whole[0] == 3

@@ -94,7 +94,7 @@ def held_out(samples: Sequence[Sample], count: int) -> list[int]:
     for sample in samples:
         shapes.setdefault((sample.frames, sample.height, sample.width), set()).add(sample.row.source)
     all_sources = set[str]().union(*shapes.values())
-    ranked = [sorted(few_sources(sources, count), key=_hash) for sources in shapes.values()]
+    ranked = [few_sources(sources, count) for sources in shapes.values()]
     turns = (source for turn in itertools.zip_longest(*ranked) for source in turn if source is not None)
     # Shapes of less than ten sources lend none, then others make up for them.
     order = dict.fromkeys(itertools.chain(turns, sorted(all_sources, key=_hash)))
@@ -102,10 +102,10 @@ def held_out(samples: Sequence[Sample], count: int) -> list[int]:
     return [index for index, sample in enumerate(samples) if sample.row.source in few]
 
 
-def few_sources(sources: Iterable[str], count: int) -> set[str]:
-    """About `count` of them, at most one in ten: those with the lowest hashes."""
+def few_sources(sources: Iterable[str], count: int) -> list[str]:
+    """About `count` of them, at most one in ten: those with the lowest hashes, in their order."""
     found = sorted(set(sources), key=_hash)
-    return set(found[: min(count, len(found) // 10)])
+    return found[: min(count, len(found) // 10)]
 
 
 def _hash(name: str) -> bytes:

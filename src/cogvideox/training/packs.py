@@ -131,10 +131,10 @@ class PackedRow:
     """Tokens that it could hold."""
     imbalance: float
     """Of the step: how much longer than the average the dearest rank takes."""
-    samples: int
-    """Of the step, in all ranks together."""
     positions: PositionPolicy | None = None
     """That of the stage."""
+    samples: int = 0
+    """Of the step, in all ranks together."""
     after: Position | None = None
     """Where the stream stands after the step; None: samples have an index, and the step says all."""
 
@@ -221,7 +221,7 @@ class PackedBatches(Dataset[Any]):
         for row in mine:
             items = [self.item(step, place, flat[place], timesteps[place]) for place in row]
             items.sort(key=lambda item: item.latents_CTHW.shape)
-            found.append(PackedRow(items, stage.capacity, uneven, len(flat), stage.positions))
+            found.append(PackedRow(items, stage.capacity, uneven, stage.positions, len(flat)))
         return found
 
     def _timesteps(
