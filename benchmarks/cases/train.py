@@ -66,7 +66,7 @@ def step(mix: tuple[tuple[int, int, int, int], ...]) -> Build:
             with torch.enable_grad():
                 loss = task.loss("model", row, 0)
                 loss.total.backward()
-            optimizer.update(1e-6, 0, optimizer.collect(loss.weight))
+            optimizer.update(1e-6, optimizer.collect(loss.weight))
 
         tokens = task.loss("model", row, 0).metrics["tokens"][0]
         return Side(run, (model,), amount=(tokens, "tokens"))
@@ -91,7 +91,7 @@ def vae_step(clips: int, frames: int, side: int) -> Build:
             with torch.enable_grad():
                 loss = task.loss("vae", micro, 0)
                 loss.total.backward()
-            optimizer.update(1e-6, 0, optimizer.collect(loss.weight))
+            optimizer.update(1e-6, optimizer.collect(loss.weight))
 
         return Side(run, (task.vae,), amount=(clips * frames * side**2 / 1e6, "megapixels"))
 

@@ -67,7 +67,7 @@ def test_characters_are_counted_whatever_their_size(size):
     taken = float(inner.sum()) / (0.6 * size * side) ** 2
     assert 0.6 < taken < 1.2
     logits = torch.where(inner[:, None], torch.tensor([0, 0, 20.0, 0, 0, 0]), torch.tensor([0.0] * 5 + [20]))
-    net.name, net.box = Says(logits, side), Says(torch.full((side**2, 4), size).log(), side)
+    net.eye.name, net.eye.box = Says(logits, side), Says(torch.full((side**2, 4), size).log(), side)
     number = net(picture).number_BTK[0, 0]
     assert number[2] == pytest.approx(taken, rel=1e-3)
     assert number[[0, 1, 3, 4]].max() < 1e-3

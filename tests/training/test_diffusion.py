@@ -173,7 +173,7 @@ def test_it_learns_a_clip_by_heart():
             "model", row(*(item(timestep=int(t), place=j) for j, t in enumerate(timesteps))), step
         )
         loss.total.backward()
-        optimizer.update(1.0, step, optimizer.collect(loss.weight))
+        optimizer.update(1.0, optimizer.collect(loss.weight))
         losses.append(loss.total.item() / loss.weight)
     assert sum(losses[-10:]) < 0.5 * sum(losses[:10])
 

@@ -141,7 +141,7 @@ def test_updates_below_the_precision_of_the_weights_add_up():
     optimizer = MasterOptimizer(module, lambda *_: 0, matrix_lr=None, lr=1e-4)
     for step in range(100):
         module.weight.grad = torch.ones_like(module.weight)
-        optimizer.update(1.0, step, optimizer.collect())
+        optimizer.update(1.0, optimizer.collect())
         assert (module.weight == 1).all() == (step < 19)
     torch.testing.assert_close(module.weight.float(), torch.full((4, 4), 0.99), rtol=0, atol=0.002)
 
@@ -294,6 +294,29 @@ def test_a_phase_that_joins_late_warms_up_there(tmp_path):
     assert trainer._scale("model", 39) == pytest.approx(lr_scale(19, 20, 2, 0.6))
 
 
+def test_a_phase_that_leaves_early_decays_till_there_and_stays_as_it_is(tmp_path):
+    class Early(Plane):
+        @property
+        def phases(self):
+            model = super().phases[0]
+            return replace(model, ends=20), Phase("last", self.last, begins=20)
+
+        def loss(self, phase, micro, step):
+            assert (phase == "model") == (step < 20)
+            if phase == "model":
+                return super().loss(phase, micro, step)
+            return Loss(self.last(micro[0]).square().sum(), 1.0, {})
+
+    task = Early()
+    task.last = nn.Linear(4, 1)
+    rates = RATES | {"last": RATES["model"]}
+    scale = Trainer(task, tmp_path / "unused", rates, steps=40)._scale
+    assert scale("model", 19) == pytest.approx(lr_scale(19, 20, 2, 0.6))
+    optimizers = train(task, tmp_path, rates, steps=40, workers=0, every=OFTEN)
+    assert [optimizers[name].updates for name in ("model", "last")] == [20, 20]
+    assert "last_loss" in lines(tmp_path)[-1]
+
+
 def test_rates_warm_up_hold_and_decay():
     rates = [lr_scale(step, 100, 10, 0.5) for step in range(101)]
     assert rates[0] == 0.1
@@ -367,7 +390,7 @@ def test_no_rate_is_no_update():
     before = model.weight.detach().clone(), model.bias.detach().clone()
     for scale in (0.0, 1.0):
         model(torch.ones(1, 2)).sum().backward()
-        optimizer.update(scale, 0, optimizer.collect())
+        optimizer.update(scale, optimizer.collect())
         assert torch.equal(model.weight, before[0]) == (scale == 0)
         assert torch.equal(model.bias, before[1]) == (scale == 0)
 
@@ -377,6 +400,6 @@ def test_adamw_can_update_all_and_lets_matrices_alone_decay():
     optimizer = MasterOptimizer(model, lambda *_: 1, matrix_lr=None, lr=0.1, weight_decay=0.5)
     before = model.weight.detach().clone(), model.bias.detach().clone()
     (model(torch.ones(1, 2)).sum() * 0).backward()
-    optimizer.update(1.0, 0, optimizer.collect())
+    optimizer.update(1.0, optimizer.collect())
     torch.testing.assert_close(model.weight, before[0] * 0.95)
     assert torch.equal(model.bias, before[1])

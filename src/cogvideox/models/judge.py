@@ -1,9 +1,10 @@
 """A judge of Storybook videos: who is where in each frame, what each one does, and what happens around it.
 
-A convolutional trunk looks at every frame and, through shifted channels, at its neighbours (temporal shift,
-Lin et al. 2019). Each cell of a grid names the character that it shows and the box around it, so that every
-class gives a track of places, sizes and features; small attention over time reads the motion of one
-character from its track and the other's, and scene, style, camera, events and count from whole frames.
+Its eye, a convolutional network, looks at every frame by itself: scene and style, and for each cell of a
+grid the character that it shows and the box around it, so that every class gives a track of places, sizes
+and features. Small attention over time reads the motion of one character from its track and the other's,
+and camera, events and count from all frames. Nothing that is asked over time changes what the eye sees, so
+that the eye can learn from stills, and the rest from clips, much cheaper.
 
 Shape legend: B clips, T frames, C channels, H W pixels or cells, P = H * W cells, K characters and the
 background, D width of the cells, G of the frames' features, Q questions, M width over time.
@@ -58,11 +59,14 @@ class JudgeSpec:
     """Of the attention over time."""
 
     @property
-    def whole(self) -> dict[str, int]:
+    def pictures(self) -> dict[str, int]:
+        """Questions about each frame by itself and their classes."""
+        return {name: self.answers[name] for name in ("scene", "style")}
+
+    @property
+    def clips(self) -> dict[str, int]:
         """Questions about the whole clip and their classes."""
-        return {
-            name: n for name, n in self.answers.items() if name not in ("character", "motion", "relation")
-        }
+        return {name: self.answers[name] for name in ("camera", "event", "count")}
 
     def fit(self, height: int, width: int) -> tuple[int, int]:
         """The size to which pictures are brought: the short side is `side`, the long one divides by 16."""
@@ -80,22 +84,15 @@ def fit(video_THWC: NDArray[np.uint8], spec: JudgeSpec) -> Tensor:
 
 
 class Layer(nn.Module):
-    """Convolution, norm, ReLU; a part of the channels comes from the frame before and the one after."""
+    """Convolution, norm, ReLU."""
 
-    def __init__(self, inner: int, outer: int, *, stride: int = 1, shift: bool = True) -> None:
+    def __init__(self, inner: int, outer: int, stride: int = 1) -> None:
         super().__init__()
         self.conv = nn.Conv2d(inner, outer, 3, stride, 1, bias=False)
         self.norm = nn.GroupNorm(8, outer)
-        self.shifted = inner // 8 if shift else 0
 
-    def forward(self, x_NCHW: Tensor, frames: int, skip: Tensor | None = None) -> Tensor:
-        """`x_NCHW` holds clips of `frames` frames each; `skip` is added before the ReLU."""
-        if self.shifted and frames > 1:
-            c, at = self.shifted, torch.arange(len(x_NCHW), device=x_NCHW.device)
-            before = torch.where(at % frames == 0, at, at - 1)
-            after = torch.where(at % frames == frames - 1, at, at + 1)
-            past, future = x_NCHW[:, :c].index_select(0, before), x_NCHW[:, c : 2 * c].index_select(0, after)
-            x_NCHW = torch.cat([past, future, x_NCHW[:, 2 * c :]], dim=1)
+    def forward(self, x_NCHW: Tensor, skip: Tensor | None = None) -> Tensor:
+        """`skip` is added before the ReLU."""
         y_NCHW = group_norm(self.conv(x_NCHW), self.norm)
         return F.relu(y_NCHW if skip is None else y_NCHW + skip)
 
@@ -105,10 +102,50 @@ class Block(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.one, self.two = Layer(channels, channels), Layer(channels, channels, shift=False)
+        self.one, self.two = Layer(channels, channels), Layer(channels, channels)
 
-    def forward(self, x_NCHW: Tensor, frames: int) -> Tensor:
-        return self.two(self.one(x_NCHW, frames), frames, skip=x_NCHW)
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        return self.two(self.one(x_NCHW), skip=x_NCHW)
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What the eye makes of N pictures."""
+
+    x8_NCHW: Tensor
+    """Features at stride 8."""
+    x16_NC: Tensor
+    """And at 16, their mean."""
+    cells_NDHW: Tensor
+    logits_NKHW: Tensor
+    boxes_N4HW: Tensor
+    asked_NA: Tensor
+    """Logits of what is asked about pictures, one question after the other."""
+
+
+class Eye(nn.Module):
+    """Scene and style of a picture, and who is where in it."""
+
+    def __init__(self, spec: JudgeSpec) -> None:
+        super().__init__()
+        c2, c4, c8, c16 = spec.channels
+        self.stem = nn.Sequential(Layer(3, c2, 2), Layer(c2, c4, 2), Layer(c4, c8, 2))
+        self.blocks8 = nn.Sequential(*(Block(c8) for _ in range(spec.blocks)))
+        self.blocks16 = nn.Sequential(Layer(c8, c16, 2), *(Block(c16) for _ in range(spec.blocks)))
+        self.fine, self.coarse = nn.Conv2d(c8, spec.width, 1), nn.Conv2d(c16, spec.width, 1)
+        self.norm = nn.GroupNorm(8, spec.width)
+        self.name = nn.Conv2d(spec.width, spec.answers["character"] + 1, 1)
+        with torch.no_grad():
+            self.name.bias[-1] = 5.0  # type: ignore[index]  # at first nobody is seen anywhere
+        self.box = nn.Conv2d(spec.width, 4, 1)
+        self.about = nn.Linear(c16, sum(spec.pictures.values()))
+
+    def forward(self, x_NCHW: Tensor) -> Sight:
+        x8 = self.blocks8(self.stem(x_NCHW))
+        x16 = self.blocks16(x8)
+        wide = F.interpolate(self.coarse(x16), scale_factor=2, mode="nearest")
+        cells, mean = F.relu(group_norm(self.fine(x8) + wide, self.norm)), x16.mean((2, 3))
+        return Sight(x8, mean, cells, self.name(cells), self.box(cells), self.about(mean))
 
 
 class OverTime(nn.Module):
@@ -168,6 +205,8 @@ class Look:
     """Middles x, y of the cells from that of the picture, in short sides."""
     number_BTK: Tensor
     """How many there are of each character: what its cells show of it, over what one of that size takes."""
+    asked_BTA: Tensor
+    """Logits of what is asked about pictures, one question after the other; float32."""
 
 
 @dataclass(frozen=True)
@@ -183,69 +222,64 @@ class Questions:
     """Frames `first` to `last`, that one not included."""
 
 
-class JudgeNet(nn.Module):
-    """The network; `forward` looks, the other methods answer from what was seen."""
+class Time(nn.Module):
+    """What reads from a series of looks: who was there, what happened, what each one did."""
 
     def __init__(self, spec: JudgeSpec) -> None:
         super().__init__()
-        self.spec = spec
-        c2, c4, c8, c16 = spec.channels
-        self.layer2 = Layer(3, c2, stride=2, shift=False)
-        self.layer4 = Layer(c2, c4, stride=2)
-        self.layer8, self.layer16 = Layer(c4, c8, stride=2), Layer(c8, c16, stride=2)
-        self.blocks8 = nn.ModuleList(Block(c8) for _ in range(spec.blocks))
-        self.blocks16 = nn.ModuleList(Block(c16) for _ in range(spec.blocks))
-        self.fine, self.coarse = nn.Conv2d(c8, spec.width, 1), nn.Conv2d(c16, spec.width, 1)
-        self.norm = nn.GroupNorm(8, spec.width)
+        _, _, c8, c16 = spec.channels
         self.parts = nn.Conv2d(c8, 16, 1)
-        self.name = nn.Conv2d(spec.width, spec.answers["character"] + 1, 1)
-        with torch.no_grad():
-            self.name.bias[-1] = 5.0  # type: ignore[index]  # at first nobody is seen anywhere
-        self.box = nn.Conv2d(spec.width, 4, 1)
         self.presence = nn.Parameter(torch.tensor([3.0, 1.0, 2.0]))  # slopes of log numbers, and the offset
         frame = c16 + 16 * GRID**2 + 1 + 2 * GRID**2
-        self.scenes = OverTime(frame, spec.time_width, sum(spec.whole.values()))
+        self.scenes = OverTime(frame, spec.time_width, sum(spec.clips.values()))
         self.tracks = OverTime(
             2 * TRACK + spec.width + frame,
             spec.time_width,
             spec.answers["motion"] + spec.answers["relation"],
         )
 
+
+class JudgeNet(nn.Module):
+    """The network; `forward` looks, the other methods answer from what was seen."""
+
+    def __init__(self, spec: JudgeSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.eye, self.time = Eye(spec), Time(spec)
+
     def arrange(self, device: torch.device, dtype: torch.dtype) -> JudgeNet:
         """The weights on a device, in a precision and in the layout that convolutions are fast with."""
         for parameter in self.to(device, dtype).parameters():
             if parameter.ndim == 4:
-                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+                parameter.data = parameter.data.to(memory_format=torch.channels_last)
         return self
 
     def forward(self, video_BTCHW: Tensor) -> Look:
         """Look at clips in [-1, 1] of a size of `spec.fit`."""
         batch, frames = video_BTCHW.shape[:2]
-        x = video_BTCHW.flatten(0, 1).to(self.name.weight.dtype, memory_format=torch.channels_last)
-        x8 = self.layer8(self.layer4(self.layer2(x, frames), frames), frames)
-        for block in self.blocks8:
-            x8 = block(x8, frames)
-        x16 = self.layer16(x8, frames)
-        for block in self.blocks16:
-            x16 = block(x16, frames)
-        wide = F.interpolate(self.coarse(x16), scale_factor=2, mode="nearest")
-        cells_NDHW = F.relu(group_norm(self.fine(x8) + wide, self.norm))
+        dtype = self.eye.name.weight.dtype
+        seen = self.eye(video_BTCHW.flatten(0, 1).to(dtype, memory_format=torch.channels_last))
+
+        def per_frame(maps_N: Tensor) -> Tensor:
+            return maps_N.unflatten(0, (batch, frames))
 
         def per_cell(maps_NCHW: Tensor) -> Tensor:
-            return maps_NCHW.flatten(2).mT.unflatten(0, (batch, frames))
+            return per_frame(maps_NCHW.flatten(2).mT)
 
-        logits_BTPK = per_cell(self.name(cells_NDHW)).float()
-        boxes_BTP4 = per_cell(self.box(cells_NDHW)).float()
-        unit = min(x8.shape[2:])
-        taken_BTP = (2 * 0.3 * unit) ** 2 * boxes_BTP4[..., 2:].detach().sum(-1).clamp(-6, 1).exp()
+        logits_BTPK = per_cell(seen.logits_NKHW).float()
+        boxes_BTP4 = per_cell(seen.boxes_N4HW).float()
+        rows, columns = seen.x8_NCHW.shape[2:]
+        taken_BTP = (2 * 0.3 * min(rows, columns)) ** 2 * boxes_BTP4[..., 2:].detach().sum(-1).clamp(
+            -6, 1
+        ).exp()
         number_BTK = (logits_BTPK.softmax(-1)[..., :-1] / taken_BTP.clamp(min=1)[..., None]).sum(2)
         number_BT1 = number_BTK.detach().sum(-1, keepdim=True)
-        parts = F.adaptive_avg_pool2d(self.parts(x8), GRID).flatten(1).unflatten(0, (batch, frames))
-        whole = x16.mean((2, 3)).unflatten(0, (batch, frames))
-        rest = [number_BT1, flow(video_BTCHW)]
-        frames_BTG = torch.cat([CALM * whole, CALM * parts, *(part.to(whole) for part in rest)], dim=-1)
-        grid_P2 = _grid(*x8.shape[2:]).to(logits_BTPK.device)
-        return Look(logits_BTPK, boxes_BTP4, per_cell(cells_NDHW), frames_BTG, grid_P2, number_BTK)
+        parts = F.adaptive_avg_pool2d(self.time.parts(seen.x8_NCHW), GRID).flatten(1)
+        rest = [part.to(dtype) for part in (number_BT1, flow(video_BTCHW))]
+        frames_BTG = torch.cat([CALM * per_frame(seen.x16_NC), CALM * per_frame(parts), *rest], dim=-1)
+        grid_P2 = _grid(rows, columns).to(logits_BTPK.device)
+        asked_BTA, cells_BTPD = per_frame(seen.asked_NA).float(), per_cell(seen.cells_NDHW)
+        return Look(logits_BTPK, boxes_BTP4, cells_BTPD, frames_BTG, grid_P2, number_BTK, asked_BTA)
 
     def present(self, look: Look, first: int = 0, last: int | None = None) -> Tensor:
         """Logits (B, K - 1) of each character being there at some time of frames `first` to `last`: by how
@@ -253,14 +287,15 @@ class JudgeNet(nn.Module):
         """
         number_BKT = look.number_BTK[:, first:last].mT
         most = F.avg_pool1d(number_BKT, min(MOMENT, number_BKT.shape[-1]), stride=1).amax(-1)
-        at_most, usual, offset = self.presence.float()
+        at_most, usual, offset = self.time.presence.float()
         return at_most * (most + 1e-3).log() + usual * (number_BKT.mean(-1) + 1e-3).log() + offset
 
     def whole(self, look: Look) -> dict[str, Tensor]:
-        """Logits (B, classes) of each question about whole clips."""
+        """Logits (B, classes) of each question about pictures, a mean over them, and about whole clips."""
         real_BT = torch.ones(look.frames_BTG.shape[:2], dtype=torch.bool, device=look.frames_BTG.device)
-        logits = self.scenes(look.frames_BTG, real_BT)
-        return dict(zip(self.spec.whole, logits.split(list(self.spec.whole.values()), dim=1), strict=True))
+        logits_BA = torch.cat([look.asked_BTA.mean(1), self.time.scenes(look.frames_BTG, real_BT)], dim=1)
+        classes = self.spec.pictures | self.spec.clips
+        return dict(zip(classes, logits_BA.split(list(classes.values()), dim=1), strict=True))
 
     def motion(self, look: Look, asked: Questions) -> tuple[Tensor, Tensor]:
         """Logits (Q, actions) of what each one does, and (Q, relations) of its relation to the other."""
@@ -275,7 +310,7 @@ class JudgeNet(nn.Module):
         cells_QTPD, frames_QTG = look.cells_BTPD[clip_Q1, at_QT], look.frames_BTG[clip_Q1, at_QT]
         features_QTD = (weights_QTP[:, :, None].to(cells_QTPD) @ cells_QTPD)[:, :, 0]
         tokens = [own_QT6.to(features_QTD), other_QT6.to(features_QTD), CALM * features_QTD, frames_QTG]
-        logits = self.tracks(torch.cat(tokens, dim=-1), real_QT)
+        logits = self.time.tracks(torch.cat(tokens, dim=-1), real_QT)
         motion, relation = logits.split([self.spec.answers["motion"], self.spec.answers["relation"]], dim=1)
         return motion, relation
 

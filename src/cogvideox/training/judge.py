@@ -1,5 +1,7 @@
 """Training of the judge on renders of Storybook, worn as videos of a model are: blurred, noisy, rescaled.
 
+First its eye learns from stills, then what reads over time learns from clips.
+
 Shape legend: B clips, T frames, C channels, H W pixels or cells, K characters, Q questions.
 """
 
@@ -19,15 +21,17 @@ from torch.utils.data import Dataset
 from cogvideox.checkpoints.folder import write_json
 from cogvideox.checkpoints.weights import write_weights
 from cogvideox.core import rng
+from cogvideox.core.errors import InputError
 from cogvideox.core.files import atomic_path
 from cogvideox.data.storybook import Clip, World
 from cogvideox.data.storybook.cast import cast
-from cogvideox.data.storybook.labels import UNSURE, Labels, cells, labels, vocabulary
+from cogvideox.data.storybook.labels import COUNTS, UNSURE, Labels, cells, labels, vocabulary
+from cogvideox.data.storybook.motion import view
 from cogvideox.data.storybook.relations import relate
-from cogvideox.data.storybook.render import Renderer
+from cogvideox.data.storybook.render import Box, Renderer, place
 from cogvideox.data.storybook.sample import pick_relation, solo
 from cogvideox.data.storybook.scenes import scene
-from cogvideox.data.storybook.state import Relation
+from cogvideox.data.storybook.state import Actor
 from cogvideox.data.storybook.world import VERSION, heldout_triples
 from cogvideox.data.video import Frames
 from cogvideox.generation.generate import Place
@@ -41,30 +45,43 @@ ASPECTS = ((1, 1), (1, 1), (9, 16), (16, 9))
 WEIGHTS = {"cell": 5.0, "present": 0.02}
 """Of losses, others 1. Who is where is learned slowest, and all else follows from it; who is there at all,
 a sum over the whole cast, would drown it (docs/log.md)."""
+LEARNS = {
+    "eye": {"cell", "box", "present", "scene", "style", "characters"},
+    "time": {"present", "motion", "relation", "event", "camera", "count", "characters"},
+}
+"""What the two parts of the judge learn, and are seen to."""
 WORN = 0.6
 """Share of the clips that are worn."""
 PORTRAITS = 8
 """Stills of each place."""
+CROWD = 0.5
+"""Share of the portraits that show several at once, who have nothing to do with each other."""
+MOMENTS = 2.0
+"""Seconds of the clips that stills are moments of."""
 TESTS = 96
 """Held-out clips of each validation."""
 
-Film = tuple[Clip, Frames]
-"""A clip and all of its frames."""
+Film = tuple[Clip, Frames, float]
+"""A clip, frames of it at 8 per second, and when the first of them is, in seconds."""
 NEW: Mapping[int, np.random.Generator] = {}
 """Nothing is worn."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class JudgeStage:
-    """A part of the run with one mix of clips and stills."""
+    """A part of the run: stills, from which the eye learns, or clips, from which all else does."""
 
     steps: int
-    stills: int
-    """Portraits per step, if they are square; wider ones are fewer."""
+    stills: int = 0
+    """Per step, if they are square; wider ones are fewer."""
     frames: dict[int, float] = field(default_factory=dict)
-    """Frames of the clips of a step -> how often it is drawn; nothing: no clips."""
+    """Frames of the clips of a step -> how often it is drawn; nothing: stills."""
     budget: int = 0
     """Frames of all clips of a step together, if they are square."""
+
+    def __post_init__(self) -> None:
+        if bool(self.stills) == bool(self.frames and self.budget):
+            raise InputError("a stage of the judge needs stills, or frames and their budget, not both")
 
 
 @dataclass(frozen=True)
@@ -107,38 +124,69 @@ def worn(video_TCHW: Tensor, draw: np.random.Generator) -> Tensor:
 
 
 def portraits(clip: Clip, count: int, height: int, width: int, draw: np.random.Generator) -> Iterator[Film]:
-    """Stills of one place with many of the cast in it, one or more at a time, in compositions that training
-    may show: many faces at the price of one place.
+    """A moment of a clip, then stills of its place at that time with others in it, one or more, in
+    compositions that training may show: many faces at the price of one place.
     """
     where, everybody = scene(clip.setting.scene), list(cast().values())
-    place = Renderer(clip, height, width)
-    while count:
+    painted, time = Renderer(clip, height, width), float(draw.uniform(0, clip.duration))
+    yield clip, painted.frame(time)[None], time
+    while count > 1:
         who = everybody[int(draw.integers(len(everybody)))]
         kind, people = pick_relation(draw, who, where, 0.0)
-        if kind and draw.random() < 0.5:
+        if draw.random() < CROWD:
+            actors = _crowd(clip, int(draw.integers(3, 6)), height, width, time, draw)
+        elif kind and draw.random() < 0.5:
             actors = relate(draw, kind, people, where, 0.0).actors
-            still = replace(clip, actors=actors, relation=Relation(kind, len(people)))
         else:
             size = who.size * float(draw.uniform(0.2, 0.6))
-            still = replace(clip, actors=(solo(draw, who, where, "stay", "", 0.0, size),), relation=None)
+            actors = (solo(draw, who, where, "stay", "", 0.0, size),)
+        still = replace(clip, actors=actors, relation=None)
         if heldout_triples().isdisjoint(still.triples()):
             count -= 1
-            yield still, place.with_actors(still.actors).frame(0.0)[None]
+            yield still, painted.with_actors(actors).frame(time)[None], time
+
+
+def _crowd(
+    clip: Clip, count: int, height: int, width: int, time: float, draw: np.random.Generator
+) -> tuple[Actor, ...]:
+    """So many small ones, fewer where they would hide each other."""
+    where, everybody, seen = (
+        scene(clip.setting.scene),
+        list(cast().values()),
+        view(clip.camera, time, clip.duration),
+    )
+    actors: list[Actor] = []
+    boxes: list[Box] = []
+    for _ in range(4 * count):
+        who = everybody[int(draw.integers(len(everybody)))]
+        actor = solo(draw, who, where, "stay", "", 0.0, who.size * float(draw.uniform(0.18, 0.36)))
+        box = place(actor, time, seen, height, width).box()
+        if len(actors) < count and not any(_touch(box, other) for other in boxes):
+            actors.append(actor)
+            boxes.append(box)
+    return tuple(actors)
+
+
+def _touch(one: Box, other: Box) -> bool:
+    return max(one[0], other[0]) < min(one[2], other[2]) and max(one[1], other[1]) < min(one[3], other[3])
 
 
 def show(films: Iterable[Film], spec: JudgeSpec, wear: Mapping[int, np.random.Generator] = NEW) -> Shown:
     """Label clips of one shape; `wear` gives the generator of `worn` for the places of those to be worn."""
     videos, classes, targets, answers = [], [], [], []
-    for index, (clip, frames_THWC) in enumerate(films):
+    for index, (clip, frames_THWC, start) in enumerate(films):
         frames, video = len(frames_THWC), fit(frames_THWC, spec)
         if index in wear:
             video = worn(video, wear[index])
         rows, columns = (n // STRIDE for n in video.shape[2:])
-        names, boxes = cells(clip, frames, 8, rows, columns)
+        names, boxes = cells(clip, frames, 8, rows, columns, start)
         videos.append(((video.clamp(-1, 1) + 1) * 127.5).round().byte())
         classes.append(torch.from_numpy(names).flatten(1))
         targets.append(torch.from_numpy(boxes).flatten(1, 2))
         answers.append(labels(clip, frames))
+        if frames == 1:  # not all who are in a clip are seen in a moment of it
+            there = frozenset(vocabulary()["character"][k] for k in np.unique(names) if 0 <= k < len(cast()))
+            answers[-1] = replace(answers[-1], characters=there, count=min(len(there), COUNTS - 1))
     return Shown(torch.stack(videos), torch.stack(classes), torch.stack(targets), **_numbers(answers))
 
 
@@ -178,7 +226,7 @@ def _numbers(answers: list[Labels]) -> dict[str, Any]:
 
 
 class JudgeBatches(Dataset[Any]):
-    """Step -> clips of one shape, and stills, a micro-batch each; a function of its key."""
+    """Step -> clips or stills of one shape; a function of its key."""
 
     def __init__(self, stages: tuple[JudgeStage, ...], spec: JudgeSpec, seed: int) -> None:
         self.stages, self.spec, self.seed = stages, spec, seed
@@ -198,19 +246,17 @@ class JudgeBatches(Dataset[Any]):
         side, (tall, wide) = int(draw.choice(SIDES)), ASPECTS[int(draw.integers(len(ASPECTS)))]
         height, width = (16 * round(side * n / min(tall, wide) / 16) for n in (tall, wide))
         share = min(tall, wide) / max(tall, wide)
-        world, parts = World(seed=self.seed, split="train"), list[list[Film]]()
+        world, films = World(seed=self.seed, split="train"), list[Film]()
         if stage.frames:
             odds = np.asarray(list(stage.frames.values()), float)
             frames = int(draw.choice(list(stage.frames), p=odds / odds.sum()))
             indices = draw.integers(2**31, size=max(1, round(stage.budget * share / frames)))
             clips = (world.clip(int(index), (frames - 1) / 8) for index in indices)
-            parts.append([(clip, clip.render(frames, 8, height, width)) for clip in clips])
-        if stage.stills:
-            parts.append([])
-            while (left := round(stage.stills * share) - len(parts[-1])) > 0:
-                place = world.clip(int(draw.integers(2**31)), 0.0)
-                parts[-1] += portraits(place, min(PORTRAITS, left), height, width, draw)
-        return [show(films, self.spec, self._wear(films, step, draw)) for films in parts]
+            films = [(clip, clip.render(frames, 8, height, width), 0.0) for clip in clips]
+        while (left := round(stage.stills * share) - len(films)) > 0:
+            clip = world.clip(int(draw.integers(2**31)), MOMENTS)
+            films += portraits(clip, min(PORTRAITS, left), height, width, draw)
+        return [show(films, self.spec, self._wear(films, step, draw))]
 
     def _wear(
         self, films: list[Film], step: int, draw: np.random.Generator
@@ -301,28 +347,41 @@ class JudgeTask:
         self.spec, self.place, self.seed, self.tests = spec, place, seed, tests
         self.model = JudgeNet(spec).arrange(place.device, place.dtype)
         self._batches = JudgeBatches(stages, spec, seed)
+        self.turn = sum(stage.steps for stage in stages if stage.stills)
+        """The step with which the eye has learned."""
 
     def batches(self) -> JudgeBatches:
         return self._batches
 
     @property
     def phases(self) -> tuple[Phase, ...]:
-        return (Phase("model", self.model, matrix_blocks=matrix_blocks),)
+        """The eye, to the first stage with clips; then what reads over time."""
+        return (
+            Phase("eye", self.model.eye, 0, self.turn, matrix_blocks, self.model),
+            Phase("time", self.model.time, self.turn, None, matrix_blocks, self.model),
+        )
 
     def loss(self, phase: str, micro: Shown, step: int) -> Loss:
         micro = micro.to(self.place.device)
         said, frames = answer(self.model, micro), float(micro.video_BTCHW[:, :, 0, 0, 0].numel())
-        parts = losses(said, micro)
+        parts = {name: part for name, part in losses(said, micro).items() if name in LEARNS[phase]}
         means = {f"loss_{name}": (part.item() * frames, frames) for name, part in parts.items()}
         total = torch.stack([WEIGHTS.get(name, 1.0) * part for name, part in parts.items()]).sum()
-        return Loss(total * frames, frames, means | dict(right(said, micro)))
+        hits = {name: hit for name, hit in right(said, micro).items() if name in LEARNS[phase]}
+        return Loss(total * frames, frames, means | hits)
 
     def evaluate(self, weights: Mapping[str, dict[str, Tensor]], folder: Path, step: int) -> dict[str, float]:
         """Shares of right answers about held-out clips of 17 frames of 128x128, as they are and worn."""
         net = JudgeNet(self.spec).arrange(self.place.device, self.place.dtype).eval()
-        net.load_state_dict(weights["model"])
+        self.load(net, weights)
         clean, rough = (ceiling(net, seed=self.seed, clips=self.tests, wear=wear) for wear in (False, True))
         return {f"eval_{n}": v for n, v in clean.items()} | {f"worn_{n}": v for n, v in rough.items()}
+
+    @staticmethod
+    def load(net: JudgeNet, weights: Mapping[str, dict[str, Tensor]]) -> None:
+        """Those of both phases."""
+        net.eye.load_state_dict(weights["eye"])
+        net.time.load_state_dict(weights["time"])
 
 
 @torch.no_grad()
@@ -332,9 +391,9 @@ def ceiling(
     """Shares of right answers about renders, half of them of compositions that training never shows."""
     sums: dict[str, tuple[float, float]] = {}
     for index in range(0, clips, 8):
-        tests = ((clip, clip.render(frames, 8, side, side)) for clip in _tests(seed, index, 8, frames))
+        tests = ((clip, clip.render(frames, 8, side, side), 0.0) for clip in _tests(seed, index, 8, frames))
         rough = {k: rng.generator(seed, "wear-test", index, k) for k in range(8 * wear)}
-        shown = show(tests, net.spec, rough).to(net.presence.device)
+        shown = show(tests, net.spec, rough).to(net.time.presence.device)
         for name, (hits, asked) in right(answer(net, shown), shown).items():
             before = sums.get(name, (0.0, 0.0))
             sums[name] = before[0] + hits, before[1] + asked
@@ -359,6 +418,6 @@ def write_judge(net: JudgeNet, folder: Path, seed: int, clips: int = 500) -> Non
 
 
 def matrix_blocks(name: str, parameter: Tensor) -> int:
-    if parameter.ndim < 2 or name.startswith(("layer2", "name", "box")) or ".leave" in name:
+    if parameter.ndim < 2 or name.startswith(("stem.0", "name", "box", "about")) or ".leave" in name:
         return 0
     return 3 if "in_proj" in name else 1

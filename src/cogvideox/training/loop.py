@@ -133,6 +133,10 @@ def _stream(batches: Dataset[Any], start: int, total: int, workers: int) -> Iter
     )
 
 
+def _takes_part(phase: Phase, step: int) -> bool:
+    return phase.begins <= step and (phase.ends is None or step < phase.ends)
+
+
 @dataclass(frozen=True)
 class Taken:
     """What a phase found in a step."""
@@ -218,12 +222,12 @@ class Trainer:
     def advance(self, batch: list[Any]) -> None:
         """One step. Raises NonFiniteError when `BAD` in a row were not finite."""
         self.ranks.share(self.stage(self.step).sequence)
-        active = [phase for phase in self.task.phases if self.step >= phase.begins]
+        active = [phase for phase in self.task.phases if _takes_part(phase, self.step)]
         taken = {phase.name: self._take(phase, batch) for phase in active}
         if all(one.finite for one in taken.values()):
             self.bad = 0
             for name, one in taken.items():
-                self.optimizers[name].update(self._scale(name, self.step), self.step, one.norm)
+                self.optimizers[name].update(self._scale(name, self.step), one.norm)
                 self._measure(name, one)
         else:
             self.bad, self.skipped = self.bad + 1, self.skipped + 1
@@ -266,8 +270,9 @@ class Trainer:
 
     def _scale(self, name: str, step: int) -> float:
         """What the rates of a phase are multiplied with: warm-up and decay count from where it begins."""
-        joins = next(phase.begins for phase in self.task.phases if phase.name == name)
-        cuts = [0, joins, *(begins for begins, stage in self.stages.items() if stage.anew), self.steps]
+        phase = next(phase for phase in self.task.phases if phase.name == name)
+        ends = self.steps if phase.ends is None else phase.ends
+        cuts = [0, phase.begins, *(begins for begins, stage in self.stages.items() if stage.anew), ends]
         begins = max(cut for cut in cuts[:-1] if cut <= step)
         ends = min(cut for cut in cuts[1:] if cut > step)
         return self.stage(step).rate * self.rates[name].scale(step - begins, ends - begins)
@@ -307,7 +312,9 @@ class Trainer:
             averages = {name: optimizer.ema_weights() for name, optimizer in self.optimizers.items()}
             extra = self.ranks.lead(lambda: self.task.evaluate(averages, home, self.step))
         head = {"step": self.step} | ({"stage": self.stage(self.step - 1).name} if self.stages else {})
-        rate = next(self.rates[name].lr * self._scale(name, self.step - 1) for name in self.optimizers)
+        last = self.step - 1
+        name = next(phase.name for phase in self.task.phases if _takes_part(phase, last))
+        rate = self.rates[name].lr * self._scale(name, last)
         self._tell(head | means | {"lr": rate, "skipped": self.skipped} | extra)
         self.meter.clear()
 

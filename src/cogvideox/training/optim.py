@@ -127,18 +127,18 @@ class MasterOptimizer:
         return math.sqrt(math.fsum(each if group is None else group.sum(each)))
 
     @torch.no_grad()
-    def update(self, lr_scale: float, step: int, norm: float) -> None:
+    def update(self, lr_scale: float, norm: float) -> None:
         """One update from the gradients that were collected, whose norm this is."""
         torch.nn.utils.clip_grads_with_norm_(self._flat, self.clip, torch.tensor(norm))
         for optimizer, rates in zip(self.optimizers, self._base_lr, strict=True):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * lr_scale
             optimizer.step()
-        self.updates += 1
         if self._flat:
             # A young average must not remember the initial weights.
-            decay = min(self.ema_decay, (1 + step) / (10 + step))
+            decay = min(self.ema_decay, (1 + self.updates) / (10 + self.updates))
             torch._foreach_lerp_(self._ema, self._flat, 1 - decay)
+        self.updates += 1
         self._copy_to_model()
 
     @torch.no_grad()

@@ -136,8 +136,8 @@ def _write_vae(task: VAETask, weights: dict[str, Tensor], perceptual: str, folde
 def run_judge(recipe: JudgeRecipe, run: Run) -> Path:
     """Train a judge and write it with the shares of its right answers about true renders."""
     task = JudgeTask(judge_spec(), recipe.stages, run.place, seed=recipe.seed)
-    weights = run.train(recipe, task, {"model": recipe.optimizer})["model"].ema_weights()
-    task.model.load_state_dict(weights)
+    trained = run.train(recipe, task, dict.fromkeys(("eye", "time"), recipe.optimizer))
+    task.load(task.model, {name: optimizer.ema_weights() for name, optimizer in trained.items()})
     run.ranks.lead(lambda: write_judge(task.model.eval(), run.folder / "judge", recipe.seed))
     return run.folder / "judge"
 

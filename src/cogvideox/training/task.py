@@ -48,6 +48,8 @@ class Phase:
     module: nn.Module
     begins: int = 0
     """The first step in which it takes part."""
+    ends: int | None = None
+    """The first step in which it no longer does; None: it does to the end."""
     matrix_blocks: Callable[[str, Tensor], int] = lambda name, parameter: 0
     """How many matrices a parameter holds, by its name; see `MasterOptimizer`."""
     within: nn.Module | None = None

@@ -104,15 +104,15 @@ def _questions(clip: Clip, frames: int, fps: float) -> Iterator[Question]:
 
 
 def cells(
-    clip: Clip, frames: int, fps: float, rows: int, columns: int
+    clip: Clip, frames: int, fps: float, rows: int, columns: int, start: float = 0.0
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Who is seen in which cell: classes (T, H, W), the background being one more than the characters, and
-    for each cell with somebody the box (T, H, W, 4): its middle x, y in short sides of the picture away from
-    that of the cell, and the logarithms of its width and height in short sides.
+    """Who is seen in which cell from `start` seconds on: classes (T, H, W), the background being one more
+    than the characters, and for each cell with somebody the box (T, H, W, 4): its middle x, y in short sides
+    of the picture away from that of the cell, and the logarithms of its width and height in short sides.
     """
     names = vocabulary()["character"]
     unit = min(rows, columns)
-    boxes = clip.truth(frames, fps, 16 * rows, 16 * columns)["boxes"]
+    boxes = clip.truth(frames, fps, 16 * rows, 16 * columns, start)["boxes"]
     classes = np.full((frames, rows, columns), len(names), np.int64)
     targets = np.zeros((frames, rows, columns, 4), np.float32)
     y = ((np.arange(rows) + 0.5) / unit)[:, None]
@@ -129,7 +129,11 @@ def cells(
             half = 0.5 / unit  # of a cell: the one in the middle always counts
             inside = (abs(dx) <= wide / 2) & (abs(dy) <= high / 2)
             inner = (abs(dx) <= max(half, INNER * wide)) & (abs(dy) <= max(half, INNER * high))
-            seen = actor.becomes if actor.becomes and frame / fps >= actor.changes_at else actor.character
+            seen = (
+                actor.becomes
+                if actor.becomes and start + frame / fps >= actor.changes_at
+                else actor.character
+            )
             empty = classes[frame] == len(names)
             classes[frame][inside & empty] = UNSURE
             classes[frame][inner] = names.index(seen)
