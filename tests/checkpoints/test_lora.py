@@ -267,21 +267,39 @@ def test_the_wrong_base_is_refused_and_both_sides_are_named(folder_of, adapter, 
         ),
         (
             Lora(layers | {"transformer_blocks.7.attn1.to_q": one}, source="x"),
-            "the adapter x does not fit the model 'tiny-5b'.*8 of its layers have a place there, "
-            "1 have none, such as 'transformer_blocks.7.attn1.to_q'",
+            "the adapter x does not fit the model 'tiny-5b'.*8 of its 9 layers fit; "
+            "'transformer_blocks.7.attn1.to_q' has no place there.*allow_partial merges those that fit",
         ),
         (
             Lora(layers | {"transformer_blocks.1.attn1.to_q": LoraLayer(one.down[:, :8], one.up, 1.0)}),
             r"'transformer_blocks.1.attn1.to_q' is \(32, 8\), the model's is \(32, 32\)",
         ),
         (Lora({}), "has no layers"),
-        (Lora({"blocks.0.attn.qkv": one}), "0 of its layers have a place there"),
+        (Lora({"blocks.0.attn.qkv": one}), "0 of its 1 layers fit; 'blocks.0.attn.qkv' has no place"),
     ]
     for wrong, message in cases:
         with pytest.raises(CheckpointError, match=message):
             apply(model, [(lora, 1.0), (wrong, 1.0)])
     assert same_weights(model.transformer, before.transformer), "all or nothing"
     apply(model, [(replace(lora, base="tiny-5b", base_fingerprint=model.fingerprint), 1.0)])
+
+
+def test_a_part_of_an_adapter_is_merged_only_where_that_is_allowed(folder_of, adapter):
+    lora = load_lora(adapter(r=4))
+    whole, part, base = (load_model(folder_of("5b"), dtype="fp32") for _ in range(3))
+    one = lora.layers["transformer_blocks.0.attn1.to_q"]
+    cut = LoraLayer(one.down[:, :8], one.up, 1.0)
+    more = Lora(lora.layers | {"transformer_blocks.7.attn1.to_q": one, "proj_out": cut}, source="x")
+    apply(whole, [(lora, 1.0)])
+    with pytest.warns(UserWarning, match="only a part is merged.*8 of its 10 layers fit"):
+        applied = apply(part, [(more, 1.0)], allow_partial=True)
+    assert same_weights(part.transformer, whole.transformer)
+    applied.undo()
+    assert same_weights(part.transformer, base.transformer)
+    with pytest.raises(CheckpointError, match="0 of its 1 layers fit"):
+        apply(part, [(Lora({"transformer_blocks.7.attn1.to_q": one}), 1.0)], allow_partial=True)
+    with pytest.raises(CheckpointError, match="made for '5b-i2v'"):
+        apply(part, [(replace(more, base="5b-i2v"), 1.0)], allow_partial=True)
 
 
 def test_the_base_of_a_peft_adapter_is_recognised(adapter, tmp_path):

@@ -38,11 +38,13 @@ def make(run, models, tmp_path):
     return call
 
 
-def adapter(path):
-    """A file with a random adapter for the tiny models."""
-    spec, draw = tiny_spec("5b").transformer, torch.Generator().manual_seed(0)
+def adapter(path, layers=2):
+    """A file with a random adapter for the tiny models, or for deeper ones, which repeats itself."""
+    spec = dataclasses.replace(tiny_spec("5b").transformer, layers=layers)
+    draw = torch.Generator().manual_seed(0)
     pair = (torch.randn(2, spec.width, generator=draw), torch.randn(3 * spec.width, 2, generator=draw))
-    save_lora(from_modules(spec, {"blocks.0.attention.qkv": pair}, alpha=2.0), path)
+    pairs = {f"blocks.{k}.attention.qkv": pair for k in range(0, layers, 2)}
+    save_lora(from_modules(spec, pairs, alpha=2.0), path)
 
 
 def record(path):
@@ -82,6 +84,20 @@ def test_lora_and_its_weight(make, tmp_path):
     assert not np.array_equal(videos[1], videos[0])
     assert not np.array_equal(videos[1], videos[2])
     assert record(tmp_path / "0.5.png-folder")["model"]["lora"] == [[str(tmp_path / "a.safetensors"), 0.5]]
+
+
+def test_a_part_of_an_adapter_is_merged_where_that_is_allowed(run, make, models, tmp_path):
+    adapter(tmp_path / "a.safetensors")
+    adapter(tmp_path / "deep.safetensors", layers=4)
+    deep = ("--model", models["5b"], "--lora", "deep.safetensors", *FAST)
+    done = run("generate", DOG, *deep, "-o", "z.png-folder")
+    assert done.status != 0
+    assert "3 of its 6 layers fit" in done.err
+    assert not (tmp_path / "z.png-folder").exists()
+    part = make("--lora", "deep.safetensors", "--allow-partial", name="y.png-folder")
+    assert np.array_equal(part, make("--lora", "a.safetensors"))
+    assert run("generate", "--from", "y.png-folder", "-o", "again.png-folder").status == 0
+    assert np.array_equal(read_video(tmp_path / "again.png-folder").frames, part)
 
 
 def test_rows_of_settings(run, models, tmp_path):

@@ -299,19 +299,18 @@ def _checksum(matrix: Tensor) -> int:
 
 
 @torch.no_grad()
-def apply(model: Model, adapters: Sequence[tuple[Lora, float]]) -> Applied:
+def apply(model: Model, adapters: Sequence[tuple[Lora, float]], *, allow_partial: bool = False) -> Applied:
     """Merge adapters with their weights into a model: summed in fp32, rounded once to the model's precision.
 
     All or nothing: raises CheckpointError, naming both sides, if an adapter is for another base, names a
-    matrix that the model does not have, or one of another shape. Costs the memory of the changed matrices
-    until undone.
+    matrix that the model does not have, or one of another shape. With `allow_partial` such matrices are left
+    out with a warning, if any others are left. Costs the memory of the changed matrices until undone.
     """
     known = places(model.spec.transformer)
     parameters = dict(model.transformer.named_parameters())
     changes: dict[str, list[tuple[LoraLayer, float, Rule, tuple[int, ...]]]] = {}
     for lora, weight in adapters:
-        _check(lora, model, known, parameters)
-        for name, layer in lora.layers.items():
+        for name, layer in _fitting(lora, model, known, parameters, allow_partial).items():
             rule, blocks = known[name]
             changes.setdefault(rule.ours, []).append((layer, weight, rule, blocks))
     originals = {}
@@ -328,41 +327,49 @@ def apply(model: Model, adapters: Sequence[tuple[Lora, float]]) -> Applied:
     return Applied(model.transformer, originals)
 
 
-def _check(
+def _fitting(
     lora: Lora,
     model: Model,
     known: Mapping[str, tuple[Rule, tuple[int, ...]]],
     parameters: Mapping[str, Tensor],
-) -> None:
-    """Raise CheckpointError unless every layer of the adapter fits the model."""
+    allow_partial: bool,
+) -> dict[str, LoraLayer]:
+    """The layers of the adapter that fit the model. CheckpointError if these are not all (none, with
+    `allow_partial`), or it is of another base.
+    """
     adapter = f"the adapter {lora.source or '(unnamed)'}" + (
         f", made for {lora.base!r}," if lora.base else ""
     )
     target = f"the model {model.spec.name!r} ({model.source})"
     if not lora.layers:
         raise CheckpointError(f"{adapter} has no layers, nothing of it would change {target}")
-    unknown = sorted(set(lora.layers) - set(known))
-    if unknown:
-        matched = len(lora.layers) - len(unknown)
-        raise CheckpointError(
-            f"{adapter} does not fit {target}: {matched} of its layers have a place there, "
-            f"{len(unknown)} have none, such as {unknown[0]!r}{nearest(unknown[0], list(known))}"
-        )
+    troubles = {}
+    for name in sorted(set(lora.layers) - set(known)):
+        troubles[name] = f"{name!r} has no place there{nearest(name, list(known))}"
     for name, layer in lora.layers.items():
+        if name in troubles:
+            continue
         rule, blocks = known[name]
         rows, columns = parameters[rule.ours].shape
         have = (layer.up.shape[0], layer.down[0].numel())
         need = (rows // rule.blocks * len(blocks), columns)
         if have != need:
-            raise CheckpointError(
-                f"{adapter} does not fit {target}: {name!r} is {have}, the model's is {need}"
-            )
+            troubles[name] = f"{name!r} is {have}, the model's is {need}"
+    fitting = {name: layer for name, layer in lora.layers.items() if name not in troubles}
+    if troubles:
+        first = next(iter(troubles.values()))
+        told = f"{len(fitting)} of its {len(lora.layers)} layers fit; {first}"
+        if not (fitting and allow_partial):
+            hint = " (allow_partial merges those that fit)" if fitting else ""
+            raise CheckpointError(f"{adapter} does not fit {target}: {told}{hint}")
+        warnings.warn(f"of {adapter} only a part is merged into {target}: {told}", stacklevel=3)
     if lora.base is not None and lora.base != model.spec.name:
         raise CheckpointError(f"{adapter} does not belong to {target}")
     if lora.base_fingerprint not in (None, model.fingerprint):
         raise CheckpointError(
             f"{adapter} was trained on weights {lora.base_fingerprint}, {target} has {model.fingerprint}"
         )
+    return fitting
 
 
 def save_lora(lora: Lora, path: str | Path) -> None:

@@ -31,7 +31,10 @@ NAMES = (
 )
 PARALLEL = "With torchrun: cfg, sequence or ulysses, and time or space, joined by +."
 FORMS = "File (.mp4 .webm .gif .webp .png .png-folder .safetensors) or folder."
-LOADING = ("model", "revision", "dtype", "device", "compat", "lora", "calibration", "parallel")
+LOADING = (
+    *("model", "revision", "dtype", "device", "compat"),
+    *("lora", "allow_partial", "calibration", "parallel"),
+)
 
 Text = Annotated[str | None, typer.Argument(metavar="PROMPT", help="What is to be seen.", show_default=False)]
 Str = str | None
@@ -69,6 +72,9 @@ def generate(
     quality: Annotated[Str, _option("Sampling", "exact, high or fast: as calibrated for the model.")] = None,
     plan: Annotated[Str, _option("Sampling", "Step plan, or a file of `cogvideox calibrate`.")] = None,
     lora: Annotated[list[str] | None, _option("Model", "FILE[:weight]; may be repeated.")] = None,
+    allow_partial: Annotated[
+        bool, _option("Model", "Leave out layers of a LoRA that do not fit.", "--allow-partial")
+    ] = False,
     dtype: Annotated[Str, _option("Model", "bf16, fp16 or fp32.")] = None,
     device: Annotated[Str, _option("Model", "cpu, cuda or mps.")] = None,
     offload: Annotated[str, _option("Model", "auto, none or cpu.")] = "auto",

@@ -37,6 +37,7 @@ def load(
     *,
     offload: Offload = "auto",
     lora: Sequence[Adapter] = (),
+    allow_partial: bool = False,
     revision: str | None = None,
     image_scale: ImageScale | None = None,
     unconditional: Unconditional | None = None,
@@ -50,7 +51,8 @@ def load(
     `dtype` and `device` default to the best that this machine has. `compat="diffusers"` follows its
     conventions where public implementations disagree, so that equal generators give equal videos.
     `offload="cpu"` keeps parts in the CPU's memory until their turn (on a CPU: frees the text encoder after
-    use), "none" never does, "auto" does when memory is short. `lora` holds files, or pairs (file, weight).
+    use), "none" never does, "auto" does when memory is short. `lora` holds files, or pairs (file, weight);
+    with `allow_partial` those layers of them that do not fit the model are left out.
     Single conventions can be chosen too: `image_scale` ("sat", "diffusers", "trainers") of the image
     condition, `unconditional` text ("zeros", "empty"), `position_policy` ("interpolate", "extrapolate").
     If the text encoder is to be freed after use and all `texts` that it will be asked for are given, it is
@@ -90,7 +92,7 @@ def load(
         **conventions,
     )
     if loras:
-        adapters.apply(model, loras)
+        adapters.apply(model, loras, allow_partial=allow_partial)
     if world is not None:
         share_attention(model.transformer)
     return Pipeline(
@@ -99,6 +101,7 @@ def load(
         compat,
         release_text=release_text,
         adapters=tuple((lasting(file), weight) for file, weight in pairs),
+        allow_partial=allow_partial,
         revision=revision,
         conventions=conventions,
         calibration=found,

@@ -67,6 +67,8 @@ class Pipeline:
     """Free the text encoder once prompts are encoded: saves memory, and new prompts need a new pipeline."""
     adapters: tuple[tuple[str, float], ...] = field(default=())
     """LoRA files merged into the model, with their weights."""
+    allow_partial: bool = False
+    """Layers of them that did not fit the model were left out."""
     revision: str | None = None
     """Version of the hub's repository that was asked for."""
     conventions: Mapping[str, str] = field(default_factory=dict)
@@ -303,6 +305,7 @@ class Pipeline:
                 "device": self.place.device.type,
                 "compat": self.compat,
                 "lora": [list(adapter) for adapter in self.adapters],
+                "allow_partial": self.allow_partial,
             },
             "versions": {"torch": torch.__version__, "python": platform.python_version()},
             "threads": torch.get_num_threads(),
