@@ -268,7 +268,7 @@ def test_the_wrong_base_is_refused_and_both_sides_are_named(folder_of, adapter, 
         (
             Lora(layers | {"transformer_blocks.7.attn1.to_q": one}, source="x"),
             "the adapter x does not fit the model 'tiny-5b'.*8 of its 9 layers fit; "
-            "'transformer_blocks.7.attn1.to_q' has no place there.*allow_partial merges those that fit",
+            "'transformer_blocks.7.attn1.to_q' has no place there.*--allow-partial merges those that do",
         ),
         (
             Lora(layers | {"transformer_blocks.1.attn1.to_q": LoraLayer(one.down[:, :8], one.up, 1.0)}),

@@ -58,6 +58,9 @@ def test_who_turns_into_another_is_each_in_its_time():
     dog, cat = NAMES.index("dog"), NAMES.index("cat")
     assert (dog in classes[0], cat in classes[0]) == (True, False)
     assert (dog in classes[-1], cat in classes[-1]) == (False, True)
+    for frame in (0, 16):
+        moment, _ = cells(clip, 1, 8, 12, 12, frame / 8)
+        assert np.array_equal(moment[0], classes[frame])
 
 
 def test_nothing_is_asked_about_what_is_too_short_to_see():

@@ -97,7 +97,10 @@ def test_a_question_is_answered_alone_as_among_longer_ones(net):
 @torch.no_grad()
 def test_clips_do_not_see_each_other(net):
     one, other = video(9), video(9, seed=1)
-    torch.testing.assert_close(net(torch.cat([other, one])).logits_BTPK[1:], net(one).logits_BTPK)
+    both, alone = net(torch.cat([other, one])), net(one)
+    torch.testing.assert_close(both.frames_BTG[1:], alone.frames_BTG)
+    for name, logits in net.whole(alone).items():
+        torch.testing.assert_close(net.whole(both)[name][1:], logits)
 
 
 @torch.no_grad()

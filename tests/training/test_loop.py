@@ -314,6 +314,15 @@ def test_a_phase_that_leaves_early_decays_till_there_and_stays_as_it_is(tmp_path
     assert scale("model", 19) == pytest.approx(lr_scale(19, 20, 2, 0.6))
     optimizers = train(task, tmp_path, rates, steps=40, workers=0, every=OFTEN)
     assert [optimizers[name].updates for name in ("model", "last")] == [20, 20]
+    kept, average = dict(task.model.named_parameters()), optimizers["model"].ema_weights()
+    assert all(torch.equal(kept[name], average[name]) for name in kept)
+    stopped, again = Early(), Early()
+    stopped.last = again.last = nn.Linear(4, 1)
+    stopped.at = ((10,), die)
+    with pytest.raises(KeyboardInterrupt):
+        train(stopped, tmp_path / "again", rates, steps=40, workers=0, every=OFTEN)
+    resumed = train(again, tmp_path / "again", rates, steps=40, workers=0, every=OFTEN)
+    assert all(torch.equal(resumed["model"].ema_weights()[name], average[name]) for name in kept)
     assert "last_loss" in lines(tmp_path)[-1]
 
 

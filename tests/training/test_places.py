@@ -51,7 +51,7 @@ def test_the_tasks_follow_their_models():
     model = tiny_model("5b-i2v")
     model.transformer.to(ELSEWHERE.device, ELSEWHERE.dtype)
     trained(gan, gan.batches()[5][0])
-    trained(judge, judge.batches()[0][0])
+    trained(judge, judge.batches()[8][0])
     stored = torch.zeros(model.text.length, model.spec.transformer.text_dim, device=ELSEWHERE.device)
     dropped, kept = test_diffusion.item(0, drop_text=True), test_diffusion.item(1, text_LD=stored)
     trained(test_diffusion.make_task(model), test_diffusion.row(dropped, kept, test_diffusion.item(2)))

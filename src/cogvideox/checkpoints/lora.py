@@ -343,32 +343,31 @@ def _fitting(
     target = f"the model {model.spec.name!r} ({model.source})"
     if not lora.layers:
         raise CheckpointError(f"{adapter} has no layers, nothing of it would change {target}")
-    troubles = {}
-    for name in sorted(set(lora.layers) - set(known)):
-        troubles[name] = f"{name!r} has no place there{nearest(name, list(known))}"
-    for name, layer in lora.layers.items():
-        if name in troubles:
-            continue
-        rule, blocks = known[name]
-        rows, columns = parameters[rule.ours].shape
-        have = (layer.up.shape[0], layer.down[0].numel())
-        need = (rows // rule.blocks * len(blocks), columns)
-        if have != need:
-            troubles[name] = f"{name!r} is {have}, the model's is {need}"
-    fitting = {name: layer for name, layer in lora.layers.items() if name not in troubles}
-    if troubles:
-        first = next(iter(troubles.values()))
-        told = f"{len(fitting)} of its {len(lora.layers)} layers fit; {first}"
-        if not (fitting and allow_partial):
-            hint = " (allow_partial merges those that fit)" if fitting else ""
-            raise CheckpointError(f"{adapter} does not fit {target}: {told}{hint}")
-        warnings.warn(f"of {adapter} only a part is merged into {target}: {told}", stacklevel=3)
     if lora.base is not None and lora.base != model.spec.name:
         raise CheckpointError(f"{adapter} does not belong to {target}")
     if lora.base_fingerprint not in (None, model.fingerprint):
         raise CheckpointError(
             f"{adapter} was trained on weights {lora.base_fingerprint}, {target} has {model.fingerprint}"
         )
+    need = {}
+    for name in set(lora.layers) & set(known):
+        rule, blocks = known[name]
+        rows, columns = parameters[rule.ours].shape
+        need[name] = rows // rule.blocks * len(blocks), columns
+    have = {name: (layer.up.shape[0], layer.down[0].numel()) for name, layer in lora.layers.items()}
+    fitting = {name: layer for name, layer in lora.layers.items() if have[name] == need.get(name)}
+    left = sorted(set(lora.layers) - set(fitting))
+    if left:
+        told = f"{len(fitting)} of its {len(lora.layers)} layers fit; {left[0]!r} "
+        if left[0] in need:
+            told += f"is {have[left[0]]}, the model's is {need[left[0]]}"
+        else:
+            told += f"has no place there{nearest(left[0], list(known))}"
+        if not (fitting and allow_partial):
+            hint = " (--allow-partial merges those that do)" if fitting else ""
+            raise CheckpointError(f"{adapter} does not fit {target}: {told}{hint}")
+        # Past the decorator of `apply`.
+        warnings.warn(f"of {adapter} only a part is merged into {target}: {told}", stacklevel=4)
     return fitting
 
 

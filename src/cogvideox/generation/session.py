@@ -75,7 +75,8 @@ class Session:
             "source": known.get("source", "mini") if same_model else given["model"],
             "revision": given["revision"] or (known.get("revision") if same_model else None),
             "lora": [tuple(p) for p in known.get("lora", [])] if lora is None else [adapter(x) for x in lora],
-            "allow_partial": given.get("allow_partial") or known.get("allow_partial", False),
+            "allow_partial": given.get("allow_partial")
+            or (same_model and lora is None and known.get("allow_partial", False)),
             "offload": offload,
             "calibration": given.get("calibration"),
             "parallel": connect(given.get("parallel")),

@@ -46,11 +46,11 @@ class JudgeSpec:
     """Sizes of the judge."""
 
     answers: dict[str, int]
-    """Classes of each question: "character", "motion", "relation" and those about the whole clip."""
+    """Classes of each question: "character", "motion", "relation", those about pictures and about clips."""
     side: int = 96
     """Short side in pixels to which all videos are brought."""
     channels: tuple[int, int, int, int] = (32, 64, 96, 152)
-    """Widths of the trunk at strides 2, 4, 8 and 16."""
+    """Widths of the eye at strides 2, 4, 8 and 16."""
     blocks: int = 2
     """Residual blocks at strides 8 and 16 each."""
     width: int = 128
@@ -119,8 +119,8 @@ class Sight:
     cells_NDHW: Tensor
     logits_NKHW: Tensor
     boxes_N4HW: Tensor
-    asked_NA: Tensor
-    """Logits of what is asked about pictures, one question after the other."""
+    about_NA: Tensor
+    """Logits of the answers about pictures, one question after the other."""
 
 
 class Eye(nn.Module):
@@ -205,8 +205,8 @@ class Look:
     """Middles x, y of the cells from that of the picture, in short sides."""
     number_BTK: Tensor
     """How many there are of each character: what its cells show of it, over what one of that size takes."""
-    asked_BTA: Tensor
-    """Logits of what is asked about pictures, one question after the other; float32."""
+    about_BTA: Tensor
+    """Logits of the answers about pictures, one question after the other; float32."""
 
 
 @dataclass(frozen=True)
@@ -251,7 +251,7 @@ class JudgeNet(nn.Module):
         """The weights on a device, in a precision and in the layout that convolutions are fast with."""
         for parameter in self.to(device, dtype).parameters():
             if parameter.ndim == 4:
-                parameter.data = parameter.data.to(memory_format=torch.channels_last)
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
         return self
 
     def forward(self, video_BTCHW: Tensor) -> Look:
@@ -278,8 +278,8 @@ class JudgeNet(nn.Module):
         rest = [part.to(dtype) for part in (number_BT1, flow(video_BTCHW))]
         frames_BTG = torch.cat([CALM * per_frame(seen.x16_NC), CALM * per_frame(parts), *rest], dim=-1)
         grid_P2 = _grid(rows, columns).to(logits_BTPK.device)
-        asked_BTA, cells_BTPD = per_frame(seen.asked_NA).float(), per_cell(seen.cells_NDHW)
-        return Look(logits_BTPK, boxes_BTP4, cells_BTPD, frames_BTG, grid_P2, number_BTK, asked_BTA)
+        about_BTA, cells_BTPD = per_frame(seen.about_NA).float(), per_cell(seen.cells_NDHW)
+        return Look(logits_BTPK, boxes_BTP4, cells_BTPD, frames_BTG, grid_P2, number_BTK, about_BTA)
 
     def present(self, look: Look, first: int = 0, last: int | None = None) -> Tensor:
         """Logits (B, K - 1) of each character being there at some time of frames `first` to `last`: by how
@@ -293,7 +293,7 @@ class JudgeNet(nn.Module):
     def whole(self, look: Look) -> dict[str, Tensor]:
         """Logits (B, classes) of each question about pictures, a mean over them, and about whole clips."""
         real_BT = torch.ones(look.frames_BTG.shape[:2], dtype=torch.bool, device=look.frames_BTG.device)
-        logits_BA = torch.cat([look.asked_BTA.mean(1), self.time.scenes(look.frames_BTG, real_BT)], dim=1)
+        logits_BA = torch.cat([look.about_BTA.mean(1), self.time.scenes(look.frames_BTG, real_BT)], dim=1)
         classes = self.spec.pictures | self.spec.clips
         return dict(zip(classes, logits_BA.split(list(classes.values()), dim=1), strict=True))
 

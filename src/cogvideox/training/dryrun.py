@@ -83,8 +83,11 @@ def _judge_stages(recipe: JudgeRecipe, dtype: torch.dtype) -> Iterator[StagePlan
     spec = judge.judge_spec()
     with budget.META:
         model = judge.JudgeNet(spec)
-    blocks = None if recipe.optimizer.matrix_lr is None else judge.matrix_blocks
-    need = budget.need(model, blocks, dtype=dtype)
+    muon = recipe.optimizer.matrix_lr is not None
+    # Each of its parts has an optimizer of its own, which knows it by shorter names.
+    need = budget.need(
+        model, lambda name, p: judge.matrix_blocks(name.partition(".")[2], p) if muon else 0, dtype=dtype
+    )
     for span, stage in zip(recipe.spans, recipe.stages, strict=True):
         yield StagePlan(span.name, stage.steps, (stage.budget + stage.stills) * spec.side**2, 0.0, need)
 
@@ -123,7 +126,7 @@ def _row(recipe: TransformerRecipe, stage: Stage) -> list[Segment]:
 
 def table(recipe: AnyRecipe, dtype: torch.dtype = torch.bfloat16) -> Table:
     """The plan for people."""
-    unit = "pixels" if isinstance(recipe, VAERecipe) else "tokens"
+    unit = "tokens" if isinstance(recipe, TransformerRecipe) else "pixels"
     memory = f"memory in {str(dtype).removeprefix('torch.')}"
     shown = Table("stage", "steps", f"{unit}/step", "work/step", "work", memory, box=None)
     for stage in plan(recipe, dtype):
@@ -194,7 +197,7 @@ def shortest(recipe: AnyRecipe, scratch: Path) -> AnyRecipe:
         at_once = judge and replace(judge, begins=-1)  # in the VAE's loss from the first step on
         return recipe.model_copy(update={"stages": (stage,), "every": every, "adversarial": at_once})
     if not isinstance(recipe, TransformerRecipe):
-        only = (replace(recipe.stages[largest], steps=1),)
+        only = (replace(recipe.stages[0], steps=1),)  # the eye's backward takes most
         return recipe.model_copy(update={"stages": only, "every": every})
     chosen = recipe.stages[largest].model_copy(update={"steps": 1})
     changes = {"stages": (chosen,), "every": every}

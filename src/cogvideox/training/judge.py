@@ -25,7 +25,7 @@ from cogvideox.core.errors import InputError
 from cogvideox.core.files import atomic_path
 from cogvideox.data.storybook import Clip, World
 from cogvideox.data.storybook.cast import cast
-from cogvideox.data.storybook.labels import COUNTS, UNSURE, Labels, cells, labels, vocabulary
+from cogvideox.data.storybook.labels import COUNTS, SHORTEST, UNSURE, Labels, cells, labels, vocabulary
 from cogvideox.data.storybook.motion import view
 from cogvideox.data.storybook.relations import relate
 from cogvideox.data.storybook.render import Box, Renderer, place
@@ -55,7 +55,7 @@ WORN = 0.6
 PORTRAITS = 8
 """Stills of each place."""
 CROWD = 0.5
-"""Share of the portraits that show several at once, who have nothing to do with each other."""
+"""Share of the portraits that show a few at once who have nothing to do with each other."""
 MOMENTS = 2.0
 """Seconds of the clips that stills are moments of."""
 TESTS = 96
@@ -80,8 +80,11 @@ class JudgeStage:
     """Frames of all clips of a step together, if they are square."""
 
     def __post_init__(self) -> None:
-        if bool(self.stills) == bool(self.frames and self.budget):
+        given = bool(self.stills), bool(self.frames), bool(self.budget)
+        if given not in ((True, False, False), (False, True, True)):
             raise InputError("a stage of the judge needs stills, or frames and their budget, not both")
+        if any(frames < SHORTEST for frames in self.frames):
+            raise InputError(f"clips of the judge need {SHORTEST} frames or more: nobody sees more in fewer")
 
 
 @dataclass(frozen=True)
@@ -184,7 +187,7 @@ def show(films: Iterable[Film], spec: JudgeSpec, wear: Mapping[int, np.random.Ge
         classes.append(torch.from_numpy(names).flatten(1))
         targets.append(torch.from_numpy(boxes).flatten(1, 2))
         answers.append(labels(clip, frames))
-        if frames == 1:  # not all who are in a clip are seen in a moment of it
+        if frames == 1:  # not all who are in a clip are seen in a moment of it; no still is asked how many
             there = frozenset(vocabulary()["character"][k] for k in np.unique(names) if 0 <= k < len(cast()))
             answers[-1] = replace(answers[-1], characters=there, count=min(len(there), COUNTS - 1))
     return Shown(torch.stack(videos), torch.stack(classes), torch.stack(targets), **_numbers(answers))
@@ -338,7 +341,7 @@ def judge_spec() -> JudgeSpec:
 
 
 class JudgeTask:
-    """All kinds of answers together, by `WEIGHTS`; every frame counts the same."""
+    """The answers that a phase `LEARNS`, by `WEIGHTS`; every frame counts the same."""
 
     def __init__(
         self, spec: JudgeSpec, stages: tuple[JudgeStage, ...], place: Place, *, seed: int, tests: int = TESTS
@@ -348,17 +351,17 @@ class JudgeTask:
         self.model = JudgeNet(spec).arrange(place.device, place.dtype)
         self._batches = JudgeBatches(stages, spec, seed)
         self.turn = sum(stage.steps for stage in stages if stage.stills)
-        """The step with which the eye has learned."""
+        """The first step of what reads over time."""
 
     def batches(self) -> JudgeBatches:
         return self._batches
 
     @property
     def phases(self) -> tuple[Phase, ...]:
-        """The eye, to the first stage with clips; then what reads over time."""
+        """The eye in the stages with stills, which come first; then what reads over time."""
         return (
-            Phase("eye", self.model.eye, 0, self.turn, matrix_blocks, self.model),
-            Phase("time", self.model.time, self.turn, None, matrix_blocks, self.model),
+            Phase("eye", self.model.eye, matrix_blocks=matrix_blocks, ends=self.turn),
+            Phase("time", self.model.time, matrix_blocks=matrix_blocks, begins=self.turn),
         )
 
     def loss(self, phase: str, micro: Shown, step: int) -> Loss:

@@ -223,6 +223,7 @@ class Trainer:
         """One step. Raises NonFiniteError when `BAD` in a row were not finite."""
         self.ranks.share(self.stage(self.step).sequence)
         active = [phase for phase in self.task.phases if _takes_part(phase, self.step)]
+        assert active, f"no phase takes part in step {self.step}"
         taken = {phase.name: self._take(phase, batch) for phase in active}
         if all(one.finite for one in taken.values()):
             self.bad = 0
@@ -234,6 +235,9 @@ class Trainer:
             self._accuse(taken, batch)
         self.step += 1
         self.meter.steps += 1
+        for phase in self.task.phases:
+            if phase.ends == self.step:  # what learns after it must see what is kept of it
+                self.optimizers[phase.name].settle()
         if self.bad == BAD:
             raise NonFiniteError(
                 f"training step {self.step}: the numbers of {BAD} steps in a row were not finite; "
@@ -269,7 +273,9 @@ class Trainer:
             )
 
     def _scale(self, name: str, step: int) -> float:
-        """What the rates of a phase are multiplied with: warm-up and decay count from where it begins."""
+        """What the rates of a phase are multiplied with: warm-up and decay count from where it begins,
+        to where it ends.
+        """
         phase = next(phase for phase in self.task.phases if phase.name == name)
         ends = self.steps if phase.ends is None else phase.ends
         cuts = [0, phase.begins, *(begins for begins, stage in self.stages.items() if stage.anew), ends]

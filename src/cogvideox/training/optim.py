@@ -142,6 +142,13 @@ class MasterOptimizer:
         self._copy_to_model()
 
     @torch.no_grad()
+    def settle(self) -> None:
+        """Let the averages be the weights from now on."""
+        if self._flat:
+            torch._foreach_copy_(self._flat, self._ema)
+        self._copy_to_model()
+
+    @torch.no_grad()
     def _copy_to_model(self) -> None:
         self.weights.spread(self._all, self._owners, self._wholes(self._flat))
 

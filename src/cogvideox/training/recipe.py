@@ -96,9 +96,16 @@ class JudgeRecipe(Strict):
 
     task: Literal["judge"]
     seed: int
-    stages: Annotated[tuple[JudgeStage, ...], Field(min_length=1)]
+    stages: tuple[JudgeStage, ...]
     optimizer: Rates
     every: Every = Every()
+
+    @model_validator(mode="after")
+    def _stills_then_clips(self) -> Self:
+        kinds = [bool(stage.frames) for stage in self.stages]
+        if set(kinds) != {False, True} or kinds != sorted(kinds):
+            raise ValueError("stages: the judge needs stills first, then clips")
+        return self
 
     @property
     def spans(self) -> list[Span]:

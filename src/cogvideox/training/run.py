@@ -134,7 +134,11 @@ def _write_vae(task: VAETask, weights: dict[str, Tensor], perceptual: str, folde
 
 
 def run_judge(recipe: JudgeRecipe, run: Run) -> Path:
-    """Train a judge and write it with the shares of its right answers about true renders."""
+    """Train a judge and write it with the shares of its right answers about true renders. InputError for
+    several processes.
+    """
+    if processes() > 1:
+        raise InputError("the judge is small: train it in one process")
     task = JudgeTask(judge_spec(), recipe.stages, run.place, seed=recipe.seed)
     trained = run.train(recipe, task, dict.fromkeys(("eye", "time"), recipe.optimizer))
     task.load(task.model, {name: optimizer.ema_weights() for name, optimizer in trained.items()})

@@ -48,12 +48,12 @@ class Phase:
     module: nn.Module
     begins: int = 0
     """The first step in which it takes part."""
-    ends: int | None = None
-    """The first step in which it no longer does; None: it does to the end."""
     matrix_blocks: Callable[[str, Tensor], int] = lambda name, parameter: 0
     """How many matrices a parameter holds, by its name; see `MasterOptimizer`."""
     within: nn.Module | None = None
     """The model that runs, where `module` is but a part of it, such as an adapter."""
+    ends: int | None = None
+    """The first step in which it no longer takes part, its averaged weights being in its place."""
 
 
 class Task(Protocol):
