@@ -16,6 +16,7 @@ from cogvideox.evaluation.judge.reading import Judge
 from cogvideox.generation.generate import Place
 from cogvideox.models.judge import JudgeNet, JudgeSpec, Look
 from cogvideox.training import judge as module
+from cogvideox.training import run as runs
 from cogvideox.training.judge import (
     Answers,
     JudgeBatches,
@@ -25,6 +26,7 @@ from cogvideox.training.judge import (
     judge_spec,
     losses,
     portraits,
+    read_judge,
     right,
     show,
     worn,
@@ -219,15 +221,41 @@ def learner(place):
     return JudgeTask(SPEC, stages, place, seed=0, tests=8)
 
 
+def test_a_judge_begins_with_another_and_in_one_process(tmp_path, monkeypatch):
+    for place in (module, runs):
+        monkeypatch.setattr(place, "judge_spec", lambda: SPEC)
+    monkeypatch.setattr(module, "ceiling", lambda *_, **__: {"scene": 1.0})
+    torch.manual_seed(1)
+    write_judge(JudgeNet(SPEC), tmp_path / "old", seed=0)
+    stages = ({"steps": 1, "stills": 2}, {"steps": 1, "frames": {5: 1}, "budget": 5})
+    still = {"matrix_lr": 0.0, "lr": 0.0}
+    recipe = {
+        "task": "judge",
+        "seed": 0,
+        "stages": stages,
+        "optimizer": still,
+        "start": str(tmp_path / "old"),
+    }
+    recipe = JudgeRecipe.model_validate(recipe | {"start": str(tmp_path / "old")})
+    for name, value in (("WORLD_SIZE", "2"), ("TORCHELASTIC_RUN_ID", "x")):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match="in one process"):
+        runs.run_judge(recipe, None)
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID")
+    made = runs.run_recipe(recipe, tmp_path / "run", workers=0, place=Place.pick("cpu", "fp32"))
+    (old, _), (new, ceiling) = (read_judge(folder) for folder in (tmp_path / "old", made))
+    assert ceiling == {"scene": 1.0}
+    for name, weight in old.state_dict().items():
+        assert torch.equal(new.state_dict()[name], weight), name
+
+
 def test_a_judge_learns_in_the_loop(tmp_path, shown):
     """First its eye, then all else, while the eye stays as it is."""
 
     def errors(net):
         with torch.no_grad():
             found = losses(answer(net, shown), shown)
-        parts = module.LEARNS | {
-            "time": module.LEARNS["time"] - {"present"}
-        }  # that the eye alone brings down
+        parts = {part: names - {"present"} for part, names in module.LEARNS.items()}  # both learn that
         return {part: float(sum(found[n] for n in names & set(found))) for part, names in parts.items()}
 
     task = learner(Place.pick("cpu"))

@@ -229,7 +229,7 @@ class Time(nn.Module):
         super().__init__()
         _, _, c8, c16 = spec.channels
         self.parts = nn.Conv2d(c8, 16, 1)
-        self.presence = nn.Parameter(torch.tensor([3.0, 1.0, 2.0]))  # slopes of log numbers, and the offset
+        self.presence = nn.Parameter(torch.tensor([2.0, 0.5, 1.0, 0.5, 2.0]))  # slopes, and the offset
         frame = c16 + 16 * GRID**2 + 1 + 2 * GRID**2
         self.scenes = OverTime(frame, spec.time_width, sum(spec.clips.values()))
         self.tracks = OverTime(
@@ -283,12 +283,14 @@ class JudgeNet(nn.Module):
 
     def present(self, look: Look, first: int = 0, last: int | None = None) -> Tensor:
         """Logits (B, K - 1) of each character being there at some time of frames `first` to `last`: by how
-        many of it there are on average, and at most in `MOMENT` frames.
+        many of it there are at most in `MOMENT` frames and on average, and how many to the most of any other,
+        for who is there is often taken for somebody else too.
         """
         number_BKT = look.number_BTK[:, first:last].mT
         most = F.avg_pool1d(number_BKT, min(MOMENT, number_BKT.shape[-1]), stride=1).amax(-1)
-        at_most, usual, offset = self.time.presence.float()
-        return at_most * (most + 1e-3).log() + usual * (number_BKT.mean(-1) + 1e-3).log() + offset
+        logs_BK2 = (torch.stack([most, number_BKT.mean(-1)], dim=-1) + 1e-3).log()
+        slopes, offset = self.time.presence.float().split([4, 1])
+        return torch.cat([logs_BK2, logs_BK2 - logs_BK2.amax(1, keepdim=True)], dim=-1) @ slopes + offset
 
     def whole(self, look: Look) -> dict[str, Tensor]:
         """Logits (B, classes) of each question about pictures, a mean over them, and about whole clips."""

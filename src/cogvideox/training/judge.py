@@ -18,10 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
+import cogvideox
 from cogvideox.checkpoints.folder import write_json
-from cogvideox.checkpoints.weights import write_weights
+from cogvideox.checkpoints.settings import read_json
+from cogvideox.checkpoints.weights import Weights, write_weights
 from cogvideox.core import rng
-from cogvideox.core.errors import InputError
+from cogvideox.core.errors import CheckpointError, InputError
 from cogvideox.core.files import atomic_path
 from cogvideox.data.storybook import Clip, World
 from cogvideox.data.storybook.cast import cast
@@ -31,13 +33,14 @@ from cogvideox.data.storybook.relations import relate
 from cogvideox.data.storybook.render import Box, Renderer, place
 from cogvideox.data.storybook.sample import pick_relation, solo
 from cogvideox.data.storybook.scenes import scene
-from cogvideox.data.storybook.state import Actor
+from cogvideox.data.storybook.state import STYLES, Actor
 from cogvideox.data.storybook.world import VERSION, heldout_triples
 from cogvideox.data.video import Frames
 from cogvideox.generation.generate import Place
 from cogvideox.models.judge import STRIDE, JudgeNet, JudgeSpec, Look, Questions, fit
 from cogvideox.training.task import Loss, Metrics, Phase
 
+SHIPPED = Path(cogvideox.__file__).parent / "assets" / "judge"
 SIDES = (64, 96, 128, 128)
 """Short sides in pixels of the renders, one drawn for each step."""
 ASPECTS = ((1, 1), (1, 1), (9, 16), (16, 9))
@@ -56,6 +59,8 @@ PORTRAITS = 8
 """Stills of each place."""
 CROWD = 0.5
 """Share of the portraits that show a few at once who have nothing to do with each other."""
+STYLED = 0.25
+"""Share of the places that are given a style, beside those that have one: faces are hard to tell there."""
 MOMENTS = 2.0
 """Seconds of the clips that stills are moments of."""
 TESTS = 96
@@ -258,6 +263,8 @@ class JudgeBatches(Dataset[Any]):
             films = [(clip, clip.render(frames, 8, height, width), 0.0) for clip in clips]
         while (left := round(stage.stills * share) - len(films)) > 0:
             clip = world.clip(int(draw.integers(2**31)), MOMENTS)
+            if draw.random() < STYLED:
+                clip = replace(clip, style=STYLES[int(draw.integers(len(STYLES)))])
             films += portraits(clip, min(PORTRAITS, left), height, width, draw)
         return [show(films, self.spec, self._wear(films, step, draw))]
 
@@ -418,6 +425,23 @@ def write_judge(net: JudgeNet, folder: Path, seed: int, clips: int = 500) -> Non
         found = ceiling(net, seed=seed, clips=clips)
         config = {"world": VERSION, "spec": asdict(net.spec), "seed": seed, "clips": clips, "ceiling": found}
         write_json(partial / "config.json", config)
+
+
+def read_judge(folder: Path = SHIPPED) -> tuple[JudgeNet, dict[str, float]]:
+    """What `write_judge` wrote: the network and its ceiling. CheckpointError when it is damaged, or was
+    trained on another version of the world.
+    """
+    config = read_json(folder / "config.json")
+    spec = judge_spec()
+    if config["world"] != VERSION or config["spec"]["answers"] != spec.answers:
+        raise CheckpointError(f"the judge in {folder} was trained on another version of Storybook")
+    channels = tuple(config["spec"].pop("channels"))
+    net = JudgeNet(JudgeSpec(**config["spec"], channels=channels))
+    try:
+        net.load_state_dict(dict(Weights(folder)))
+    except RuntimeError:
+        raise CheckpointError(f"the judge in {folder} is of another version: train it again") from None
+    return net, config["ceiling"]
 
 
 def matrix_blocks(name: str, parameter: Tensor) -> int:

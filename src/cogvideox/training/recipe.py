@@ -96,6 +96,8 @@ class JudgeRecipe(Strict):
 
     task: Literal["judge"]
     seed: int
+    start: str | None = None
+    """A judge to begin with: its folder, or "judge", the shipped one."""
     stages: tuple[JudgeStage, ...]
     optimizer: Rates
     every: Every = Every()

@@ -28,7 +28,7 @@ from cogvideox.training.finetune import run_lora
 from cogvideox.training.folder import Run, begin
 from cogvideox.training.footage import Recordings
 from cogvideox.training.ingredients import Ingredients, assemble
-from cogvideox.training.judge import JudgeTask, judge_spec, write_judge
+from cogvideox.training.judge import SHIPPED, JudgeTask, judge_spec, read_judge, write_judge
 from cogvideox.training.metrics import Writer
 from cogvideox.training.perceptual import find_perceptual
 from cogvideox.training.recipe import (
@@ -140,6 +140,9 @@ def run_judge(recipe: JudgeRecipe, run: Run) -> Path:
     if processes() > 1:
         raise InputError("the judge is small: train it in one process")
     task = JudgeTask(judge_spec(), recipe.stages, run.place, seed=recipe.seed)
+    if recipe.start is not None:
+        begun, _ = read_judge(SHIPPED if recipe.start == "judge" else Path(recipe.start))
+        task.model.load_state_dict(begun.state_dict())
     trained = run.train(recipe, task, dict.fromkeys(("eye", "time"), recipe.optimizer))
     task.load(task.model, {name: optimizer.ema_weights() for name, optimizer in trained.items()})
     run.ranks.lead(lambda: write_judge(task.model.eval(), run.folder / "judge", recipe.seed))

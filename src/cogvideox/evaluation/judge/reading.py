@@ -9,17 +9,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-import cogvideox
-from cogvideox.checkpoints.settings import read_json
-from cogvideox.checkpoints.weights import Weights
 from cogvideox.core.device import pick_dtype
-from cogvideox.core.errors import CheckpointError, InputError
+from cogvideox.core.errors import InputError
 from cogvideox.data.storybook.labels import vocabulary
-from cogvideox.data.storybook.world import VERSION
 from cogvideox.data.video import Frames
-from cogvideox.models.judge import JudgeNet, JudgeSpec, Look, Questions, fit
+from cogvideox.models.judge import JudgeNet, Look, Questions, fit
+from cogvideox.training.judge import SHIPPED, read_judge
 
-FOLDER = Path(cogvideox.__file__).parent / "assets" / "judge"
 FPS = 8
 """Frames per second of all that the judge sees."""
 CPU = torch.device("cpu")
@@ -37,21 +33,11 @@ class Judge:
     """Shares of right answers about real renders, by kind."""
 
     @classmethod
-    def load(cls, folder: Path = FOLDER) -> Judge:
+    def load(cls, folder: Path = SHIPPED) -> Judge:
         """Read what `cogvideox train recipes/mini/judge.yaml` wrote. CheckpointError when it is damaged or of
         another world, InputError when it is not good enough to judge by.
         """
-        config = read_json(folder / "config.json")
-        words = {name: len(known) for name, known in vocabulary().items()}
-        if config["world"] != VERSION or config["spec"]["answers"] != words:
-            raise CheckpointError(f"the judge in {folder} was trained on another version of Storybook")
-        channels = tuple(config["spec"].pop("channels"))
-        net = JudgeNet(JudgeSpec(**config["spec"], channels=channels))
-        try:
-            net.load_state_dict(dict(Weights(folder)))
-        except RuntimeError:
-            raise CheckpointError(f"the judge in {folder} is of another version: train it again") from None
-        ceiling = config["ceiling"]
+        net, ceiling = read_judge(folder)
         for name in KEY_ANSWERS:
             if not ceiling[name] >= NEEDED:
                 raise InputError(
