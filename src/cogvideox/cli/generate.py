@@ -72,9 +72,7 @@ def generate(
     quality: Annotated[Str, _option("Sampling", "exact, high or fast: as calibrated for the model.")] = None,
     plan: Annotated[Str, _option("Sampling", "Step plan, or a file of `cogvideox calibrate`.")] = None,
     lora: Annotated[list[str] | None, _option("Model", "FILE[:weight]; may be repeated.")] = None,
-    allow_partial: Annotated[
-        bool, _option("Model", "Leave out layers of a LoRA that do not fit.", "--allow-partial")
-    ] = False,
+    allow_partial: Annotated[bool, _option("Model", "Merge what fits of a LoRA.", "--allow-partial")] = False,
     dtype: Annotated[Str, _option("Model", "bf16, fp16 or fp32.")] = None,
     device: Annotated[Str, _option("Model", "cpu, cuda or mps.")] = None,
     offload: Annotated[str, _option("Model", "auto, none or cpu.")] = "auto",
@@ -102,8 +100,7 @@ def generate(
     if calibration is not None and prompts is None and "quality" not in base:
         raise InputError(f"{calibration} holds presets: choose one, --quality high or --quality fast")
     todo = jobs.place(jobs.expand(base, jobs.rows(base, prompts), count), output)
-    loading = {name: options[name] for name in LOADING}
-    session = Session.of(loading, record, offload)
+    session = Session.of({name: options[name] for name in LOADING}, record, offload)
     planned = session.plan(todo, accepted=given)
     _show(session, planned, watch)
     if dry_run:
