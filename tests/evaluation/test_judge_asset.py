@@ -30,7 +30,7 @@ def judge():
 
 def test_it_is_small_and_says_how_good_it_is():
     net, ceiling = read_judge()
-    assert sum(file.stat().st_size for file in SHIPPED.iterdir()) < 4.2e6
+    assert sum(file.stat().st_size for file in SHIPPED.iterdir()) < 4e6
     # What it says of itself is true of clips that it was neither trained nor measured on.
     again = measure(net.arrange(torch.device("cpu"), torch.float32).eval(), seed=17, clips=24)
     assert all(again[name] > ceiling[name] - 0.15 for name in KEY_ANSWERS)

@@ -236,7 +236,7 @@ def test_a_judge_begins_with_another_and_in_one_process(tmp_path, monkeypatch):
         "optimizer": still,
         "start": str(tmp_path / "old"),
     }
-    recipe = JudgeRecipe.model_validate(recipe | {"start": str(tmp_path / "old")})
+    recipe = JudgeRecipe.model_validate(recipe)
     for name, value in (("WORLD_SIZE", "2"), ("TORCHELASTIC_RUN_ID", "x")):
         monkeypatch.setenv(name, value)
     with pytest.raises(InputError, match="in one process"):

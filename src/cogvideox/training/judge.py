@@ -166,10 +166,12 @@ def _crowd(
     actors: list[Actor] = []
     boxes: list[Box] = []
     for _ in range(4 * count):
+        if len(actors) == count:
+            break
         who = everybody[int(draw.integers(len(everybody)))]
         actor = solo(draw, who, where, "stay", "", 0.0, who.size * float(draw.uniform(0.18, 0.36)))
         box = place(actor, time, seen, height, width).box()
-        if len(actors) < count and not any(_touch(box, other) for other in boxes):
+        if not any(_touch(box, other) for other in boxes):
             actors.append(actor)
             boxes.append(box)
     return tuple(actors)
