@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from cogvideox.models import judge as module
 from cogvideox.models.judge import JudgeNet, JudgeSpec, OverTime, Questions, fit, flow
 
 ANSWERS = {"character": 5, "scene": 3, "style": 2, "camera": 4, "event": 2, "count": 4}
@@ -68,7 +69,7 @@ def test_characters_are_counted_whatever_their_size(size):
     assert 0.6 < taken < 1.2
     logits = torch.where(inner[:, None], torch.tensor([0, 0, 20.0, 0, 0, 0]), torch.tensor([0.0] * 5 + [20]))
     net.eye.name, net.eye.box = Says(logits, side), Says(torch.full((side**2, 4), size).log(), side)
-    number = net(picture).number_BTK[0, 0]
+    number = net(picture).gist.number_BTK[0, 0]
     assert number[2] == pytest.approx(taken, rel=1e-3)
     assert number[[0, 1, 3, 4]].max() < 1e-3
 
@@ -80,10 +81,30 @@ def test_who_is_there_for_a_moment_is_there_and_who_is_mistaken_for_another_is_n
     number[:, :, 1] = 0.1  # a part of somebody looks like it
     number[:, 4:7, 2] = 1.0  # comes and goes
     number[:, 9, 3] = 1.0  # one frame's mistake
-    look = replace(net(video(17)), number_BTK=number)
+    look = net(video(17))
+    look = replace(look, gist=replace(look.gist, number_BTK=number))
     assert (net.present(look) > 0).tolist() == [[True, False, True, False, False]]
     assert (net.present(look, 8, 17) > 0).tolist() == [[True, False, False, False, False]]
     assert (net.present(look, 5, 7) > 0).tolist() == [[True, False, True, False, False]]
+
+
+@torch.no_grad()
+def test_tracks_have_a_say_in_who_is_there(monkeypatch):
+    monkeypatch.setattr(module, "SUSPECTS", 2)
+    net = JudgeNet(SPEC).eval()
+    number = torch.zeros(2, 9, 5)
+    number[0, :, 3], number[0, 2:5, 1], number[1, :, 0], number[1, 0, 4] = 1.0, 0.5, 1.0, 0.2
+    look = net(video(9, clips=2))
+    look = replace(look, gist=replace(look.gist, number_BTK=number))
+    asked = net.suspects(look.gist)
+    rows = torch.stack([asked.clip_Q, asked.who_Q, asked.other_Q, asked.first_Q, asked.last_Q], dim=1)
+    assert rows.tolist() == [[0, 3, 1, 0, 9], [0, 1, 3, 0, 9], [1, 0, 4, 0, 9], [1, 4, 0, 0, 9]]
+    assert set(net.suspects(look.gist, 3, 6).first_Q.tolist()) == {3}
+    assert torch.equal(net.present(look), net.time.counted(look.gist))  # as long as nothing is learned
+    net.time.tracks.leave.bias[-1] = 3.0
+    raised = net.present(look) - net.time.counted(look.gist)
+    want = torch.tensor([[0.0, 3, 0, 3, 0], [3, 0, 0, 0, 3]])
+    torch.testing.assert_close(raised, want)
 
 
 @torch.no_grad()
@@ -98,7 +119,7 @@ def test_a_question_is_answered_alone_as_among_longer_ones(net):
 def test_clips_do_not_see_each_other(net):
     one, other = video(9), video(9, seed=1)
     both, alone = net(torch.cat([other, one])), net(one)
-    torch.testing.assert_close(both.frames_BTG[1:], alone.frames_BTG)
+    torch.testing.assert_close(both.gist.frames_BTG[1:], alone.gist.frames_BTG)
     for name, logits in net.whole(alone).items():
         torch.testing.assert_close(net.whole(both)[name][1:], logits)
 
@@ -116,22 +137,23 @@ def test_the_order_of_frames_matters_to_motion_and_whole_clips(net):
 @torch.no_grad()
 def test_a_character_that_moves_right_has_a_track_to_the_right(net):
     """The first numbers of a track are those of the cells which show the character."""
-    from dataclasses import replace
 
-    from cogvideox.models.judge import _track
+    def follow(look):
+        shares, frames = look.logits_BTPK.softmax(-1), torch.tensor([[0, 1, 2]])
+        return module._track(look, shares, torch.tensor([[0]]), frames, torch.tensor([2]))
 
     look = net(video(3))
     logits = torch.zeros(1, 3, 16, 6)
     logits[0, range(3), [4, 5, 6], 2] = 20.0  # row 1, columns 0, 1, 2 of 4
     look = replace(look, logits_BTPK=logits, boxes_BTP4=torch.zeros(1, 3, 16, 4))
-    track, weights = _track(look, torch.tensor([[0]]), torch.tensor([[0, 1, 2]]), torch.tensor([2]))
+    track, weights = follow(look)
     want = torch.tensor([[-0.375, -0.125], [-0.125, -0.125], [0.125, -0.125]])
     # The other cells show it with a chance of a sixth each.
     assert (track[0, 1:, 0] > track[0, :-1, 0]).all()
     assert torch.equal(weights[0].argmax(1), torch.tensor([4, 5, 6]))
     logits[..., 5] = 20.0  # now they show nobody
     logits[0, range(3), [4, 5, 6], 2] = 40.0
-    track, _ = _track(look, torch.tensor([[0]]), torch.tensor([[0, 1, 2]]), torch.tensor([2]))
+    track, _ = follow(look)
     torch.testing.assert_close(track[0, :, :2] / 4, want, atol=1e-3, rtol=0)
 
 

@@ -2,9 +2,10 @@
 
 Its eye, a convolutional network, looks at every frame by itself: scene and style, and for each cell of a
 grid the character that it shows and the box around it, so that every class gives a track of places, sizes
-and features. Small attention over time reads the motion of one character from its track and the other's,
-and camera, events and count from all frames. Nothing that is asked over time changes what the eye sees, so
-that the eye can learn from stills, and the rest from clips, much cheaper.
+and features. Small attention over time reads the motion of one character, and whether it is there at all,
+from its track and the other's, and camera, events and count from all frames. Nothing that is asked over time
+changes what the eye sees, so that the eye can learn from stills, and the rest from a gist of clips that is
+small enough to keep, much cheaper.
 
 Shape legend: B clips, T frames, C channels, H W pixels or cells, P = H * W cells, K characters and the
 background, D width of the cells, G of the frames' features, Q questions, M width over time.
@@ -29,6 +30,8 @@ GRID = 3
 """Parts of a frame along each side whose features are kept apart: a zoom moves them in different ways."""
 MOMENT = 3
 """Frames in which a character must be seen to have been there."""
+SUSPECTS = 6
+"""Characters of a clip whose being there is judged by their tracks: those of whom there are most."""
 REACH = 4
 """Pixels of a picture of half the judge's size by which a place can be seen to move from frame to frame."""
 SHARP = 20.0
@@ -192,6 +195,19 @@ def times(real_QT: Tensor, width: int) -> Tensor:
 
 
 @dataclass(frozen=True)
+class Gist:
+    """What is kept of looks at clips of the same shape for what is asked over time."""
+
+    frames_BTG: Tensor
+    """Features of whole frames: their mean at stride 16, those of the parts at stride 8, how many are there,
+    how the parts moved."""
+    number_BTK: Tensor
+    """How many there are of each character: what its cells show of it, over what one of that size takes."""
+    about_BTA: Tensor
+    """Logits of the answers about pictures, one question after the other; float32."""
+
+
+@dataclass(frozen=True)
 class Look:
     """All that is seen in some clips of the same shape."""
 
@@ -200,13 +216,9 @@ class Look:
     boxes_BTP4: Tensor
     """Around it: middle x, y from that of the cell, log width, log height, in short sides."""
     cells_BTPD: Tensor
-    frames_BTG: Tensor
     grid_P2: Tensor
     """Middles x, y of the cells from that of the picture, in short sides."""
-    number_BTK: Tensor
-    """How many there are of each character: what its cells show of it, over what one of that size takes."""
-    about_BTA: Tensor
-    """Logits of the answers about pictures, one question after the other; float32."""
+    gist: Gist
 
 
 @dataclass(frozen=True)
@@ -221,6 +233,12 @@ class Questions:
     last_Q: Tensor
     """Frames `first` to `last`, that one not included."""
 
+    def frames(self, end: int) -> tuple[Tensor, Tensor]:
+        """Numbers (Q, T) of the frames asked about, below `end`; False where a question has fewer."""
+        length = int((self.last_Q - self.first_Q).max())
+        at_QT = self.first_Q[:, None] + torch.arange(length, device=self.first_Q.device)
+        return at_QT.clamp(max=end - 1), at_QT < self.last_Q[:, None]
+
 
 class Time(nn.Module):
     """What reads from a series of looks: who was there, what happened, what each one did."""
@@ -230,13 +248,59 @@ class Time(nn.Module):
         _, _, c8, c16 = spec.channels
         self.parts = nn.Conv2d(c8, 16, 1)
         self.presence = nn.Parameter(torch.tensor([2.0, 0.5, 1.0, 0.5, 2.0]))  # slopes, and the offset
+        self.answers = [spec.answers["motion"], spec.answers["relation"], 1]
+        self.sizes = c16, c8 * GRID**2, 1 + 2 * GRID**2
         frame = c16 + 16 * GRID**2 + 1 + 2 * GRID**2
         self.scenes = OverTime(frame, spec.time_width, sum(spec.clips.values()))
         self.tracks = OverTime(
             2 * TRACK + spec.width + frame,
             spec.time_width,
-            spec.answers["motion"] + spec.answers["relation"],
+            sum(self.answers),
         )
+        with torch.no_grad():
+            self.tracks.leave.weight[-1:] = self.tracks.leave.bias[-1:] = 0.0  # at first numbers decide alone
+
+    def frames(self, gist: Gist) -> Tensor:
+        """What is read of each frame, (B, T, features)."""
+        mean, parts, rest = gist.frames_BTG.to(self.parts.weight.dtype).split(self.sizes, dim=-1)
+        parts_NCHW = self.parts(parts.flatten(0, 1).unflatten(1, (-1, GRID, GRID)))
+        return torch.cat([CALM * mean, CALM * parts_NCHW.flatten(1).view(*mean.shape[:2], -1), rest], dim=-1)
+
+    def counted(self, gist: Gist, first: int = 0, last: int | None = None) -> Tensor:
+        """Logits (B, K - 1) of each character being there at some time of frames `first` to `last`: by how
+        many of it there are at most in `MOMENT` frames and on average, and how many to the most of any other,
+        for who is there is often taken for somebody else too.
+        """
+        number_BKT = gist.number_BTK[:, first:last].float().mT
+        logs_BK2 = (torch.stack([_most(number_BKT), number_BKT.mean(-1)], dim=-1) + 1e-3).log()
+        slopes, offset = self.presence.float().split([4, 1])
+        return torch.cat([logs_BK2, logs_BK2 - logs_BK2.amax(1, keepdim=True)], dim=-1) @ slopes + offset
+
+    def present(self, gist: Gist, asked: Questions, tracks_QTD: Tensor) -> Tensor:
+        """The same of who is `asked` about, all at the same time, corrected by their tracks."""
+        first, last = int(asked.first_Q[0]), int(asked.last_Q[0])
+        there_Q = self.follow(gist, asked, tracks_QTD)[2]
+        return self.counted(gist, first, last).index_put(
+            (asked.clip_Q, asked.who_Q), there_Q, accumulate=True
+        )
+
+    def whole(self, gist: Gist, spec: JudgeSpec) -> dict[str, Tensor]:
+        """Logits (B, classes) of each question about pictures, a mean over them, and about whole clips."""
+        real_BT = torch.ones(gist.frames_BTG.shape[:2], dtype=torch.bool, device=gist.frames_BTG.device)
+        about_BA = gist.about_BTA.float().mean(1)
+        logits_BA = torch.cat([about_BA, self.scenes(self.frames(gist), real_BT)], dim=1)
+        classes = spec.pictures | spec.clips
+        return dict(zip(classes, logits_BA.split(list(classes.values()), dim=1), strict=True))
+
+    def follow(self, gist: Gist, asked: Questions, tracks_QTD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits (Q, actions) of what each one does, (Q, relations) of its relation to the other, and what to
+        add to that of its being there (Q,)."""
+        frames_BTG = self.frames(gist)
+        at_QT, real_QT = asked.frames(frames_BTG.shape[1])
+        frames_QTG = frames_BTG[asked.clip_Q[:, None], at_QT]
+        logits = self.tracks(torch.cat([tracks_QTD.to(frames_QTG), frames_QTG], dim=-1), real_QT)
+        motion, relation, there = logits.split(self.answers, dim=1)
+        return motion, relation, there[:, 0]
 
 
 class JudgeNet(nn.Module):
@@ -274,47 +338,53 @@ class JudgeNet(nn.Module):
         ).exp()
         number_BTK = (logits_BTPK.softmax(-1)[..., :-1] / taken_BTP.clamp(min=1)[..., None]).sum(2)
         number_BT1 = number_BTK.detach().sum(-1, keepdim=True)
-        parts = F.adaptive_avg_pool2d(self.time.parts(seen.x8_NCHW), GRID).flatten(1)
+        parts = F.adaptive_avg_pool2d(seen.x8_NCHW, GRID).flatten(1)
         rest = [part.to(dtype) for part in (number_BT1, flow(video_BTCHW))]
-        frames_BTG = torch.cat([CALM * per_frame(seen.x16_NC), CALM * per_frame(parts), *rest], dim=-1)
+        frames_BTG = torch.cat([per_frame(seen.x16_NC), per_frame(parts), *rest], dim=-1)
+        gist = Gist(frames_BTG, number_BTK, per_frame(seen.about_NA).float())
         grid_P2 = _grid(rows, columns).to(logits_BTPK.device)
-        about_BTA, cells_BTPD = per_frame(seen.about_NA).float(), per_cell(seen.cells_NDHW)
-        return Look(logits_BTPK, boxes_BTP4, cells_BTPD, frames_BTG, grid_P2, number_BTK, about_BTA)
+        return Look(logits_BTPK, boxes_BTP4, per_cell(seen.cells_NDHW), grid_P2, gist)
+
+    @torch.no_grad()
+    def tracks(self, look: Look, asked: Questions) -> Tensor:
+        """Track and features over time of each one asked about, and the track of the other, (Q, T, D). No
+        gradients: the cells have their own labels."""
+        at_QT, _ = asked.frames(look.cells_BTPD.shape[1])
+        clip_Q1, shares_BTPK = asked.clip_Q[:, None], look.logits_BTPK.softmax(-1)
+        own_QT6, weights_QTP = _track(look, shares_BTPK, clip_Q1, at_QT, asked.who_Q)
+        other_QT6, _ = _track(look, shares_BTPK, clip_Q1, at_QT, asked.other_Q.clamp(min=0))
+        other_QT6 = other_QT6 * (asked.other_Q >= 0)[:, None, None]
+        cells_QTPD = look.cells_BTPD[clip_Q1, at_QT]
+        features_QTD = (weights_QTP[:, :, None].to(cells_QTPD) @ cells_QTPD)[:, :, 0]
+        return torch.cat([own_QT6.to(features_QTD), other_QT6.to(features_QTD), CALM * features_QTD], dim=-1)
+
+    def suspects(self, gist: Gist, first: int = 0, last: int | None = None) -> Questions:
+        """Those of whom there are most, of each clip, in frames `first` to `last`; the other of each is the
+        most likely one beside it."""
+        number_BTK = gist.number_BTK[:, first:last]
+        who_BN = _most(number_BTK.mT).topk(min(SUSPECTS, number_BTK.shape[-1]), dim=1).indices
+        clip_BN = torch.arange(len(who_BN), device=who_BN.device)[:, None].expand_as(who_BN)
+        other_BN = torch.cat([who_BN[:, 1:2], who_BN[:, :1].expand_as(who_BN[:, 1:])], dim=1)
+        first_BN, last_BN = (torch.full_like(who_BN, n) for n in (first, first + number_BTK.shape[1]))
+        return Questions(*(x.flatten() for x in (clip_BN, who_BN, other_BN, first_BN, last_BN)))
 
     def present(self, look: Look, first: int = 0, last: int | None = None) -> Tensor:
-        """Logits (B, K - 1) of each character being there at some time of frames `first` to `last`: by how
-        many of it there are at most in `MOMENT` frames and on average, and how many to the most of any other,
-        for who is there is often taken for somebody else too.
-        """
-        number_BKT = look.number_BTK[:, first:last].mT
-        most = F.avg_pool1d(number_BKT, min(MOMENT, number_BKT.shape[-1]), stride=1).amax(-1)
-        logs_BK2 = (torch.stack([most, number_BKT.mean(-1)], dim=-1) + 1e-3).log()
-        slopes, offset = self.time.presence.float().split([4, 1])
-        return torch.cat([logs_BK2, logs_BK2 - logs_BK2.amax(1, keepdim=True)], dim=-1) @ slopes + offset
+        """Logits (B, K - 1) of each character being there at some time of frames `first` to `last`."""
+        asked = self.suspects(look.gist, first, last)
+        return self.time.present(look.gist, asked, self.tracks(look, asked))
 
     def whole(self, look: Look) -> dict[str, Tensor]:
         """Logits (B, classes) of each question about pictures, a mean over them, and about whole clips."""
-        real_BT = torch.ones(look.frames_BTG.shape[:2], dtype=torch.bool, device=look.frames_BTG.device)
-        logits_BA = torch.cat([look.about_BTA.mean(1), self.time.scenes(look.frames_BTG, real_BT)], dim=1)
-        classes = self.spec.pictures | self.spec.clips
-        return dict(zip(classes, logits_BA.split(list(classes.values()), dim=1), strict=True))
+        return self.time.whole(look.gist, self.spec)
 
     def motion(self, look: Look, asked: Questions) -> tuple[Tensor, Tensor]:
         """Logits (Q, actions) of what each one does, and (Q, relations) of its relation to the other."""
-        length = int((asked.last_Q - asked.first_Q).max())
-        at_QT = asked.first_Q[:, None] + torch.arange(length, device=asked.first_Q.device)
-        real_QT = at_QT < asked.last_Q[:, None]
-        at_QT = at_QT.clamp(max=look.frames_BTG.shape[1] - 1)
-        clip_Q1 = asked.clip_Q[:, None]
-        own_QT6, weights_QTP = _track(look, clip_Q1, at_QT, asked.who_Q)
-        other_QT6, _ = _track(look, clip_Q1, at_QT, asked.other_Q.clamp(min=0))
-        other_QT6 = other_QT6 * (asked.other_Q >= 0)[:, None, None]
-        cells_QTPD, frames_QTG = look.cells_BTPD[clip_Q1, at_QT], look.frames_BTG[clip_Q1, at_QT]
-        features_QTD = (weights_QTP[:, :, None].to(cells_QTPD) @ cells_QTPD)[:, :, 0]
-        tokens = [own_QT6.to(features_QTD), other_QT6.to(features_QTD), CALM * features_QTD, frames_QTG]
-        logits = self.time.tracks(torch.cat(tokens, dim=-1), real_QT)
-        motion, relation = logits.split([self.spec.answers["motion"], self.spec.answers["relation"]], dim=1)
-        return motion, relation
+        return self.time.follow(look.gist, asked, self.tracks(look, asked))[:2]
+
+
+def _most(number_BKT: Tensor) -> Tensor:
+    """How many there are of each at most in `MOMENT` frames, (B, K)."""
+    return F.avg_pool1d(number_BKT, min(MOMENT, number_BKT.shape[-1]), stride=1).amax(-1)
 
 
 def flow(video_BTCHW: Tensor) -> Tensor:
@@ -342,18 +412,16 @@ def _grid(rows: int, columns: int) -> Tensor:
     return torch.stack([x.repeat(rows), y.repeat_interleave(columns)], dim=1)
 
 
-def _track(look: Look, clip_Q1: Tensor, at_QT: Tensor, who_Q: Tensor) -> tuple[Tensor, Tensor]:
-    """Track (Q, T, 6) of each one asked for, and how much each cell (Q, T, P) shows of it. No gradients: the
-    cells have their own labels."""
-    with torch.no_grad():
-        logits_QTPK = look.logits_BTPK[clip_Q1, at_QT]
-        index = who_Q[:, None, None, None].expand(*logits_QTPK.shape[:3], 1)
-        log_QTP = (logits_QTPK.gather(-1, index) - logits_QTPK.logsumexp(-1, keepdim=True))[..., 0]
-        share_QTP = log_QTP.exp()
-        area_QT1 = share_QTP.sum(-1, keepdim=True)
-        weights_QTP = (share_QTP + 1e-6) / (share_QTP + 1e-6).sum(-1, keepdim=True)
-        boxes_QTP4 = look.boxes_BTP4[clip_Q1, at_QT]
-        middles_QTP2 = boxes_QTP4[..., :2] + look.grid_P2
-        place_QT4 = weights_QTP[:, :, None] @ torch.cat([4 * middles_QTP2, boxes_QTP4[..., 2:]], dim=-1)
-        parts = [place_QT4[:, :, 0], (area_QT1 + 1e-2).log(), torch.ones_like(area_QT1)]
-        return torch.cat(parts, dim=-1), weights_QTP
+def _track(
+    look: Look, shares_BTPK: Tensor, clip_Q1: Tensor, at_QT: Tensor, who_Q: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Track (Q, T, 6) of each one asked for, and how much each cell (Q, T, P) shows of it."""
+    cells = torch.arange(shares_BTPK.shape[2], device=who_Q.device)
+    share_QTP = shares_BTPK[clip_Q1[..., None], at_QT[..., None], cells, who_Q[:, None, None]]
+    area_QT1 = share_QTP.sum(-1, keepdim=True)
+    weights_QTP = (share_QTP + 1e-6) / (share_QTP + 1e-6).sum(-1, keepdim=True)
+    boxes_QTP4 = look.boxes_BTP4[clip_Q1, at_QT]
+    middles_QTP2 = boxes_QTP4[..., :2] + look.grid_P2
+    place_QT4 = weights_QTP[:, :, None] @ torch.cat([4 * middles_QTP2, boxes_QTP4[..., 2:]], dim=-1)
+    parts = [place_QT4[:, :, 0], (area_QT1 + 1e-2).log(), torch.ones_like(area_QT1)]
+    return torch.cat(parts, dim=-1), weights_QTP

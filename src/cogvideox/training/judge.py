@@ -1,6 +1,7 @@
 """Training of the judge on renders of Storybook, worn as videos of a model are: blurred, noisy, rescaled.
 
-First its eye learns from stills, then what reads over time learns from clips.
+First its eye learns from stills, then what reads over time learns from clips, more than once from each: the
+eye is fixed by then, so that what it makes of a clip is kept.
 
 Shape legend: B clips, T frames, C channels, H W pixels or cells, K characters, Q questions.
 """
@@ -33,11 +34,11 @@ from cogvideox.data.storybook.relations import relate
 from cogvideox.data.storybook.render import Box, Renderer, place
 from cogvideox.data.storybook.sample import pick_relation, solo
 from cogvideox.data.storybook.scenes import scene
-from cogvideox.data.storybook.state import STYLES, Actor
+from cogvideox.data.storybook.state import Actor
 from cogvideox.data.storybook.world import VERSION, heldout_triples
 from cogvideox.data.video import Frames
 from cogvideox.generation.generate import Place
-from cogvideox.models.judge import STRIDE, JudgeNet, JudgeSpec, Look, Questions, fit
+from cogvideox.models.judge import STRIDE, Gist, JudgeNet, JudgeSpec, Look, Questions, fit
 from cogvideox.training.task import Loss, Metrics, Phase
 
 SHIPPED = Path(cogvideox.__file__).parent / "assets" / "judge"
@@ -45,22 +46,31 @@ SIDES = (64, 96, 128, 128)
 """Short sides in pixels of the renders, one drawn for each step."""
 ASPECTS = ((1, 1), (1, 1), (9, 16), (16, 9))
 """Their height to width."""
-WEIGHTS = {"cell": 5.0, "present": 0.02}
-"""Of losses, others 1. Who is where is learned slowest, and all else follows from it; who is there at all,
-a sum over the whole cast, would drown it (docs/log.md)."""
 LEARNS = {
-    "eye": {"cell", "box", "present", "scene", "style", "characters"},
-    "time": {"present", "motion", "relation", "event", "camera", "count", "characters"},
+    "eye": {"cell": 5.0, "box": 1.0, "characters": 0.02, "scene": 1.0, "style": 1.0},
+    "time": {"characters": 0.2, "motion": 1.0, "relation": 1.0, "event": 1.0, "camera": 1.0, "count": 1.0},
 }
-"""What the two parts of the judge learn, and are seen to."""
+"""What the two parts of the judge learn, and the weights of its losses. Who is where is learned slowest, and
+all else follows from it; who is there at all, a sum over the whole cast, would drown it (docs/log.md)."""
+SEVERAL = {"characters", "event"}
+"""Questions of which several answers may be true."""
 WORN = 0.6
 """Share of the clips that are worn."""
 PORTRAITS = 8
 """Stills of each place."""
 CROWD = 0.5
 """Share of the portraits that show a few at once who have nothing to do with each other."""
-STYLED = 0.25
-"""Share of the places that are given a style, beside those that have one: faces are hard to tell there."""
+STYLED = {
+    "pencil sketch": 0.16,
+    "neon": 0.09,
+    "black and white": 0.07,
+    "watercolor": 0.06,
+    "sepia": 0.05,
+    "oil painting": 0.03,
+    "comic": 0.03,
+}
+"""Share of the places that are given a style, beside those that have one: the more, the harder faces are to
+tell there (docs/log.md)."""
 MOMENTS = 2.0
 """Seconds of the clips that stills are moments of."""
 TESTS = 96
@@ -83,13 +93,28 @@ class JudgeStage:
     """Frames of the clips of a step -> how often it is drawn; nothing: stills."""
     budget: int = 0
     """Frames of all clips of a step together, if they are square."""
+    passes: int = 1
+    """How often each clip is learned from in these steps."""
 
     def __post_init__(self) -> None:
         given = bool(self.stills), bool(self.frames), bool(self.budget)
         if given not in ((True, False, False), (False, True, True)):
             raise InputError("a stage of the judge needs stills, or frames and their budget, not both")
+        if self.passes < 1 or self.steps % self.passes or (self.stills and self.passes > 1):
+            raise InputError("passes of a stage of the judge: of clips, and all of the same number of steps")
         if any(frames < SHORTEST for frames in self.frames):
             raise InputError(f"clips of the judge need {SHORTEST} frames or more: nobody sees more in fewer")
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What is asked about some clips, and the answers."""
+
+    asked: Questions
+    """About motion and relation."""
+    answers: dict[str, Tensor]
+    """Question -> class (B,), or (Q,) of what is `asked` and UNSURE where it is not; for `SEVERAL`, of each
+    (B, classes) whether it is true."""
 
 
 @dataclass(frozen=True)
@@ -100,20 +125,51 @@ class Shown:
     """uint8"""
     classes_BTP: Tensor
     targets_BTP4: Tensor
-    present_BK: Tensor
-    whole: dict[str, Tensor]
-    """Question -> class (B,); "event": (B, events), several may be true."""
-    asked: Questions
-    motion_Q: Tensor
-    relation_Q: Tensor
-    """Classes; UNSURE where that is not what is asked."""
+    truth: Truth
 
-    def to(self, device: torch.device) -> Shown:
-        """The same on a device."""
-        asked = Questions(**{name: x.to(device) for name, x in vars(self.asked).items()})
-        whole = {name: x.to(device) for name, x in self.whole.items()}
-        rest = {name: x.to(device) for name, x in vars(self).items() if isinstance(x, Tensor)}
-        return Shown(whole=whole, asked=asked, **rest)
+    @property
+    def frames(self) -> int:
+        """Of all clips together."""
+        return self.video_BTCHW.shape[0] * self.video_BTCHW.shape[1]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What the eye makes of `Shown`, floats in half precision: all that what reads over time learns from."""
+
+    gist: Gist
+    suspects: Questions
+    suspects_QTD: Tensor
+    tracks_QTD: Tensor
+    """Of `truth.asked`."""
+    truth: Truth
+
+    @property
+    def frames(self) -> int:
+        """Of all clips together."""
+        return self.gist.about_BTA.shape[0] * self.gist.about_BTA.shape[1]
+
+    def write(self, path: Path) -> None:
+        path.parent.mkdir(exist_ok=True)
+        with atomic_path(path) as partial:
+            torch.save(asdict(self), partial)
+
+    @classmethod
+    def read(cls, path: Path) -> Kept:
+        parts = torch.load(path, weights_only=True)
+        gist, suspects = Gist(**parts.pop("gist")), Questions(**parts.pop("suspects"))
+        truth = parts.pop("truth")
+        truth = Truth(Questions(**truth["asked"]), truth["answers"])
+        return cls(gist=gist, suspects=suspects, truth=truth, **parts)
+
+
+def moved(parts: Any, to: torch.device | torch.dtype) -> Any:
+    """Tensors, in dataclasses and dicts, on another device, or all floats in another precision."""
+    if isinstance(parts, Tensor):
+        return parts if isinstance(to, torch.dtype) and not parts.is_floating_point() else parts.to(to)
+    if isinstance(parts, dict):
+        return {name: moved(part, to) for name, part in parts.items()}
+    return replace(parts, **{name: moved(part, to) for name, part in vars(parts).items()})
 
 
 def worn(video_TCHW: Tensor, draw: np.random.Generator) -> Tensor:
@@ -197,26 +253,24 @@ def show(films: Iterable[Film], spec: JudgeSpec, wear: Mapping[int, np.random.Ge
         if frames == 1:  # not all who are in a clip are seen in a moment of it; no still is asked how many
             there = frozenset(vocabulary()["character"][k] for k in np.unique(names) if 0 <= k < len(cast()))
             answers[-1] = replace(answers[-1], characters=there, count=min(len(there), COUNTS - 1))
-    return Shown(torch.stack(videos), torch.stack(classes), torch.stack(targets), **_numbers(answers))
+    return Shown(torch.stack(videos), torch.stack(classes), torch.stack(targets), _truth(answers))
 
 
-def _numbers(answers: list[Labels]) -> dict[str, Any]:
+def _truth(answers: list[Labels]) -> Truth:
     words = vocabulary()
 
     def number(question: str, word: str) -> int:
         return words[question].index(word)
 
-    whole = {
+    found = {
         name: torch.tensor([number(name, str(getattr(one, name))) for one in answers])
         for name in ("scene", "style", "camera", "count")
     }
-    several = {
-        name: torch.tensor([[float(word in found) for word in words[name]] for found in sets])
-        for name, sets in (
-            ("character", [one.characters for one in answers]),
-            ("event", [one.events for one in answers]),
-        )
-    }
+    for name, word, sets in (
+        ("characters", "character", [one.characters for one in answers]),
+        ("event", "event", [one.events for one in answers]),
+    ):
+        found[name] = torch.tensor([[float(known in true) for known in words[word]] for true in sets])
     rows = []
     for index, one in enumerate(answers):
         for q in one.questions:
@@ -226,33 +280,39 @@ def _numbers(answers: list[Labels]) -> dict[str, Any]:
             rows.append((index, number("character", q.character), other, q.first, q.last, motion, relation))
     # One is always asked, so that all weights have gradients.
     columns = torch.tensor(rows or [(0, 0, -1, 0, 1, UNSURE, UNSURE)]).unbind(1)
-    return {
-        "present_BK": several["character"],
-        "whole": whole | {"event": several["event"]},
-        "asked": Questions(*columns[:5]),
-        "motion_Q": columns[5],
-        "relation_Q": columns[6],
-    }
+    return Truth(Questions(*columns[:5]), found | {"motion": columns[5], "relation": columns[6]})
 
 
 class JudgeBatches(Dataset[Any]):
-    """Step -> clips or stills of one shape; a function of its key."""
+    """Step -> clips or stills of one shape, or what was kept of them; a function of its key."""
 
-    def __init__(self, stages: tuple[JudgeStage, ...], spec: JudgeSpec, seed: int) -> None:
-        self.stages, self.spec, self.seed = stages, spec, seed
+    def __init__(
+        self, stages: tuple[JudgeStage, ...], spec: JudgeSpec, seed: int, folder: Path | None = None
+    ) -> None:
+        self.stages, self.spec, self.seed, self.folder = stages, spec, seed, folder
 
     def __len__(self) -> int:
         return sum(stage.steps for stage in self.stages)
 
-    def _stage(self, step: int) -> JudgeStage:
+    def _stage(self, step: int) -> tuple[JudgeStage, int]:
+        """That of a step, and the step at which its clips are shown first."""
+        begun = 0
         for stage in self.stages:
-            if step < stage.steps:
-                return stage
-            step -= stage.steps
+            if step < begun + stage.steps:
+                return stage, begun + (step - begun) % (stage.steps // stage.passes)
+            begun += stage.steps
         raise IndexError(step)
 
-    def __getitem__(self, step: int) -> list[Shown]:
-        stage, draw = self._stage(step), rng.generator(self.seed, "judge-batch", step)
+    def path(self, step: int) -> Path | None:
+        """Where what the eye makes of a step's clips is kept; None where they are learned from once."""
+        stage, first = self._stage(step)
+        return self.folder / f"step-{first:08}.pt" if self.folder and stage.passes > 1 else None
+
+    def __getitem__(self, step: int) -> list[Shown | Kept]:
+        if (path := self.path(step)) and path.exists():
+            return [Kept.read(path)]
+        stage, step = self._stage(step)
+        draw = rng.generator(self.seed, "judge-batch", step)
         side, (tall, wide) = int(draw.choice(SIDES)), ASPECTS[int(draw.integers(len(ASPECTS)))]
         height, width = (16 * round(side * n / min(tall, wide) / 16) for n in (tall, wide))
         share = min(tall, wide) / max(tall, wide)
@@ -265,8 +325,9 @@ class JudgeBatches(Dataset[Any]):
             films = [(clip, clip.render(frames, 8, height, width), 0.0) for clip in clips]
         while (left := round(stage.stills * share) - len(films)) > 0:
             clip = world.clip(int(draw.integers(2**31)), MOMENTS)
-            if draw.random() < STYLED:
-                clip = replace(clip, style=STYLES[int(draw.integers(len(STYLES)))])
+            styles, shares = [None, *STYLED], [1 - sum(STYLED.values()), *STYLED.values()]
+            if style := styles[int(draw.choice(len(styles), p=shares))]:
+                clip = replace(clip, style=style)
             films += portraits(clip, min(PORTRAITS, left), height, width, draw)
         return [show(films, self.spec, self._wear(films, step, draw))]
 
@@ -278,49 +339,52 @@ class JudgeBatches(Dataset[Any]):
         return {k: rng.generator(self.seed, "wear", step, k, len(films[0][1])) for k in rough}
 
 
-@dataclass(frozen=True)
-class Answers:
-    """What the judge says, as logits."""
-
-    look: Look
-    present_BK: Tensor
-    whole: dict[str, Tensor]
-    motion_QA: Tensor
-    relation_QR: Tensor
+def look_at(net: JudgeNet, shown: Shown) -> Look:
+    """Clips as the network takes them."""
+    return net(shown.video_BTCHW.float() / 127.5 - 1)
 
 
-def answer(net: JudgeNet, shown: Shown) -> Answers:
-    """Ask everything that the answers are known of."""
-    look = net(shown.video_BTCHW.float() / 127.5 - 1)
-    return Answers(look, net.present(look), net.whole(look), *net.motion(look, shown.asked))
+@torch.no_grad()
+def keep(net: JudgeNet, shown: Shown) -> Kept:
+    """Look, and keep what is needed to answer."""
+    look = look_at(net, shown)
+    suspects, asked = net.suspects(look.gist), shown.truth.asked
+    tracks = net.tracks(look, suspects), net.tracks(look, asked)
+    return moved(Kept(look.gist, suspects, *tracks, shown.truth), torch.float16)
 
 
-def losses(said: Answers, shown: Shown) -> dict[str, Tensor]:
-    """The loss of each kind of answer, a mean over what it is asked of."""
-    logits_BTPK, classes_BTP = said.look.logits_BTPK, shown.classes_BTP
+def answer(net: JudgeNet, kept: Kept) -> dict[str, Tensor]:
+    """Logits of the answers to everything that the answers are known of."""
+    motion, relation, _ = net.time.follow(kept.gist, kept.truth.asked, kept.tracks_QTD)
+    characters = net.time.present(kept.gist, kept.suspects, kept.suspects_QTD)
+    told = {"characters": characters, "motion": motion, "relation": relation}
+    return net.time.whole(kept.gist, net.spec) | told
+
+
+def sight_losses(look: Look, shown: Shown) -> dict[str, Tensor]:
+    """How wrong the eye is about who is in each cell, and where."""
+    logits_BTPK, classes_BTP = look.logits_BTPK, shown.classes_BTP
     nobody = logits_BTPK.shape[-1] - 1
     error_BTP = F.cross_entropy(logits_BTPK.flatten(0, 2), classes_BTP.flatten(), reduction="none")
     error_BTP, seen_BTP = error_BTP.view_as(classes_BTP), (classes_BTP >= 0) & (classes_BTP < nobody)
-    scale = said.look.boxes_BTP4.new_tensor([4.0, 4.0, 1.0, 1.0])
-    found = {
+    scale = look.boxes_BTP4.new_tensor([4.0, 4.0, 1.0, 1.0])
+    return {
         "cell": _mean(error_BTP[seen_BTP]) + _mean(error_BTP[classes_BTP == nobody]),
-        "box": _mean(((said.look.boxes_BTP4 - shown.targets_BTP4)[seen_BTP] * scale).abs()),
-        "present": _several(said.present_BK, shown.present_BK),
-        "motion": _asked(said.motion_QA, shown.motion_Q),
-        "relation": _asked(said.relation_QR, shown.relation_Q),
-        "event": _several(said.whole["event"], shown.whole["event"]),
+        "box": _mean(((look.boxes_BTP4 - shown.targets_BTP4)[seen_BTP] * scale).abs()),
     }
-    for name in ("scene", "style", "camera", "count"):
-        found[name] = F.cross_entropy(said.whole[name], shown.whole[name])
+
+
+def losses(said: dict[str, Tensor], truth: Truth) -> dict[str, Tensor]:
+    """The loss of each kind of answer, a mean over what it is asked of."""
+    found = {}
+    for name, logits in said.items():
+        true = truth.answers[name]
+        if name in SEVERAL:
+            wrong = F.binary_cross_entropy_with_logits(logits, true.float(), reduction="none")
+            found[name] = wrong.sum(1).mean()
+        else:
+            found[name] = F.cross_entropy(logits, true, reduction="sum") / max(1, int((true >= 0).sum()))
     return found
-
-
-def _several(logits: Tensor, truth: Tensor) -> Tensor:
-    return F.binary_cross_entropy_with_logits(logits, truth, reduction="none").sum(1).mean()
-
-
-def _asked(logits: Tensor, truth: Tensor) -> Tensor:
-    return F.cross_entropy(logits, truth, reduction="sum") / max(1, int((truth >= 0).sum()))
 
 
 def _mean(x: Tensor) -> Tensor:
@@ -328,20 +392,17 @@ def _mean(x: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def right(said: Answers, shown: Shown) -> Metrics:
+def right(said: dict[str, Tensor], truth: Truth) -> Metrics:
     """How many answers of each kind are right, and how many were asked: sets count when all of one are."""
-    sets = {
-        "characters": ((said.present_BK > 0) == (shown.present_BK > 0)).all(1),
-        "event": ((said.whole["event"] > 0) == (shown.whole["event"] > 0)).all(1),
-    }
-    for name in ("scene", "style", "camera", "count"):
-        sets[name] = said.whole[name].argmax(1) == shown.whole[name]
-    for name, logits, truth in (
-        ("motion", said.motion_QA, shown.motion_Q),
-        ("relation", said.relation_QR, shown.relation_Q),
-    ):
-        sets[name] = (logits.argmax(1) == truth)[truth >= 0]
-    return {name: (float(hits.sum()), float(len(hits))) for name, hits in sets.items()}
+    found = {}
+    for name, logits in said.items():
+        true = truth.answers[name]
+        if name in SEVERAL:
+            hits = ((logits > 0) == (true > 0)).all(1)
+        else:
+            hits = (logits.argmax(1) == true)[true >= 0]
+        found[name] = float(hits.sum()), float(len(hits))
+    return found
 
 
 def judge_spec() -> JudgeSpec:
@@ -350,15 +411,23 @@ def judge_spec() -> JudgeSpec:
 
 
 class JudgeTask:
-    """The answers that a phase `LEARNS`, by `WEIGHTS`; every frame counts the same."""
+    """The answers that a phase `LEARNS`; every frame counts the same."""
 
     def __init__(
-        self, spec: JudgeSpec, stages: tuple[JudgeStage, ...], place: Place, *, seed: int, tests: int = TESTS
+        self,
+        spec: JudgeSpec,
+        stages: tuple[JudgeStage, ...],
+        place: Place,
+        *,
+        seed: int,
+        tests: int = TESTS,
+        folder: Path | None = None,
     ) -> None:
+        """`folder` is where what the eye makes of clips may be kept."""
         torch.manual_seed(seed)
         self.spec, self.place, self.seed, self.tests = spec, place, seed, tests
         self.model = JudgeNet(spec).arrange(place.device, place.dtype)
-        self._batches = JudgeBatches(stages, spec, seed)
+        self._batches = JudgeBatches(stages, spec, seed, folder)
         self.turn = sum(stage.steps for stage in stages if stage.stills)
         """The first step of what reads over time."""
 
@@ -373,14 +442,30 @@ class JudgeTask:
             Phase("time", self.model.time, matrix_blocks=matrix_blocks, begins=self.turn),
         )
 
-    def loss(self, phase: str, micro: Shown, step: int) -> Loss:
-        micro = micro.to(self.place.device)
-        said, frames = answer(self.model, micro), float(micro.video_BTCHW[:, :, 0, 0, 0].numel())
-        parts = {name: part for name, part in losses(said, micro).items() if name in LEARNS[phase]}
+    def loss(self, phase: str, micro: Shown | Kept, step: int) -> Loss:
+        micro = moved(micro, self.place.device)
+        if phase == "eye":
+            assert isinstance(micro, Shown)
+            look = look_at(self.model, micro)
+            said = self.model.whole(look) | {"characters": self.model.time.counted(look.gist)}
+            parts = sight_losses(look, micro)
+        else:
+            kept, parts = self._keep(micro, step), {}
+            said = answer(self.model, kept)
+        said = {name: logits for name, logits in said.items() if name in LEARNS[phase]}
+        parts |= losses(said, micro.truth)
+        total = torch.stack([LEARNS[phase][name] * part for name, part in parts.items()]).sum()
+        frames = float(micro.frames)
         means = {f"loss_{name}": (part.item() * frames, frames) for name, part in parts.items()}
-        total = torch.stack([WEIGHTS.get(name, 1.0) * part for name, part in parts.items()]).sum()
-        hits = {name: hit for name, hit in right(said, micro).items() if name in LEARNS[phase]}
-        return Loss(total * frames, frames, means | hits)
+        return Loss(total * frames, frames, {**means, **right(said, micro.truth)})
+
+    def _keep(self, micro: Shown | Kept, step: int) -> Kept:
+        if isinstance(micro, Kept):
+            return micro
+        kept = keep(self.model, micro)
+        if path := self._batches.path(step):
+            moved(kept, torch.device("cpu")).write(path)
+        return kept
 
     def evaluate(self, weights: Mapping[str, dict[str, Tensor]], folder: Path, step: int) -> dict[str, float]:
         """Shares of right answers about held-out clips of 17 frames of 128x128, as they are and worn."""
@@ -405,8 +490,8 @@ def ceiling(
     for index in range(0, clips, 8):
         tests = ((clip, clip.render(frames, 8, side, side), 0.0) for clip in _tests(seed, index, 8, frames))
         rough = {k: rng.generator(seed, "wear-test", index, k) for k in range(8 * wear)}
-        shown = show(tests, net.spec, rough).to(net.time.presence.device)
-        for name, (hits, asked) in right(answer(net, shown), shown).items():
+        shown = moved(show(tests, net.spec, rough), net.time.presence.device)
+        for name, (hits, asked) in right(answer(net, keep(net, shown)), shown.truth).items():
             before = sums.get(name, (0.0, 0.0))
             sums[name] = before[0] + hits, before[1] + asked
     return {name: round(hits / asked, 4) for name, (hits, asked) in sums.items() if asked}

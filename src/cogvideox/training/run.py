@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -139,13 +140,15 @@ def run_judge(recipe: JudgeRecipe, run: Run) -> Path:
     """
     if processes() > 1:
         raise InputError("the judge is small: train it in one process")
-    task = JudgeTask(judge_spec(), recipe.stages, run.place, seed=recipe.seed)
+    seen = run.folder / "seen"
+    task = JudgeTask(judge_spec(), recipe.stages, run.place, seed=recipe.seed, folder=seen)
     if recipe.start is not None:
         begun, _ = read_judge(SHIPPED if recipe.start == "judge" else Path(recipe.start))
         task.model.load_state_dict(begun.state_dict())
     trained = run.train(recipe, task, dict.fromkeys(("eye", "time"), recipe.optimizer))
     task.load(task.model, {name: optimizer.ema_weights() for name, optimizer in trained.items()})
     run.ranks.lead(lambda: write_judge(task.model.eval(), run.folder / "judge", recipe.seed))
+    shutil.rmtree(seen, ignore_errors=True)
     return run.folder / "judge"
 
 
