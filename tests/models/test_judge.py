@@ -105,6 +105,12 @@ def test_tracks_have_a_say_in_who_is_there(monkeypatch):
     raised = net.present(look) - net.time.counted(look.gist)
     want = torch.tensor([[0.0, 3, 0, 3, 0], [3, 0, 0, 0, 3]])
     torch.testing.assert_close(raised, want)
+    torch.nn.init.normal_(net.time.tracks.leave.weight)
+    for row in range(4):
+        one = Questions(*(x[row : row + 1] for x in vars(asked).values()))
+        alone = net.time.follow(look.gist, one, net.tracks(look, one))[2]
+        raised = (net.present(look) - net.time.counted(look.gist))[one.clip_Q, one.who_Q]
+        torch.testing.assert_close(raised, alone)
 
 
 @torch.no_grad()

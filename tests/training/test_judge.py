@@ -134,6 +134,16 @@ def test_of_a_moment_only_those_are_told_who_are_in_it():
         assert (shown.classes_BTP == names.index("tiger")).any() == bool(want)
 
 
+def test_of_a_part_of_a_clip_only_those_are_told_who_are_seen_in_it():
+    clip = World(seed=9).describe("tiger", "leave left", "meadow", duration=4)
+    film, names = (clip, clip.render(33, 8, 64, 64), 0.0), vocabulary()["character"]
+    for span, want in ((None, {"tiger"}), ((0, 5), {"tiger"}), ((32, 33), set())):
+        truth = show([film], SPEC, span=span).truth
+        assert {names[k] for k in truth.answers["characters"][0].nonzero().flatten()} == want
+        assert (truth.first, truth.last) == (span or (0, 33))
+        assert truth.answers["count"] == 1
+
+
 def test_only_the_clips_that_are_named_are_worn():
     films = [(clip, clip.render(1, 8, 32, 32), 0.0) for clip in (World().clip(k, 0.0) for k in range(2))]
     clean, rough = show(films, SPEC), show(films, SPEC, {1: rng.generator(0, "wear")})
@@ -239,7 +249,7 @@ def test_a_judge_begins_with_another_and_in_one_process(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "ceiling", lambda *_, **__: {"scene": 1.0})
     torch.manual_seed(1)
     write_judge(JudgeNet(SPEC), tmp_path / "old", seed=0)
-    stages = ({"steps": 1, "stills": 2}, {"steps": 1, "frames": {5: 1}, "budget": 5})
+    stages = ({"steps": 1, "stills": 2}, {"steps": 2, "passes": 2, "frames": {5: 1}, "budget": 5})
     still = {"matrix_lr": 0.0, "lr": 0.0}
     recipe = {
         "task": "judge",
@@ -257,6 +267,7 @@ def test_a_judge_begins_with_another_and_in_one_process(tmp_path, monkeypatch):
     made = runs.run_recipe(recipe, tmp_path / "run", workers=0, place=Place.pick("cpu", "fp32"))
     (old, _), (new, ceiling) = (read_judge(folder) for folder in (tmp_path / "old", made))
     assert ceiling == {"scene": 1.0}
+    assert not (tmp_path / "run" / "seen").exists()
     for name, weight in old.state_dict().items():
         assert torch.equal(new.state_dict()[name], weight), name
 
@@ -289,6 +300,7 @@ def test_a_clip_is_looked_at_once_and_learned_from_again(tmp_path):
     """What is read back gives the very same loss as the clip itself, whether or not it was kept."""
     stages = STILLS, replace(CLIPS, passes=2)
     task, other = (JudgeTask(SPEC, stages, Place.pick("cpu"), seed=0, folder=tmp_path / n) for n in "ab")
+    torch.nn.init.normal_(task.model.time.tracks.leave.weight)
     other.model.load_state_dict(task.model.state_dict())
     (first,), (again,) = task.batches()[5], task.batches()[7]
     assert isinstance(again, Shown)

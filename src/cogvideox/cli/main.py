@@ -8,8 +8,10 @@ from __future__ import annotations
 import signal
 import sys
 import traceback
+import warnings
+from pathlib import Path
 from types import FrameType
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -69,6 +71,7 @@ def main() -> None:
     one_heap()
     voice = Voice(sys.stderr)
     signal.signal(signal.SIGTERM, _terminate)
+    warnings.showwarning = _note
     try:
         voice = Voice.find()
         status = app(prog_name="cogvideox", standalone_mode=False) or 0
@@ -104,3 +107,11 @@ def main() -> None:
 def _terminate(number: int, frame: FrameType | None) -> None:
     """Lets `finally` blocks clean up when the process is asked to end."""
     sys.exit(128 + number)
+
+
+def _note(message: Warning | str, category: type[Warning], filename: str, *place: Any) -> None:
+    """Our own warnings are for the user, in one line; those of libraries stay as they are."""
+    if category is UserWarning and Path(filename).is_relative_to(Path(cogvideox.__file__).parent):
+        print("note ", " ".join(str(message).split()), file=sys.stderr)
+    else:
+        sys.stderr.write(warnings.formatwarning(message, category, filename, *place[:1]))

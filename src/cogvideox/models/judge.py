@@ -204,7 +204,7 @@ class Gist:
     number_BTK: Tensor
     """How many there are of each character: what its cells show of it, over what one of that size takes."""
     about_BTA: Tensor
-    """Logits of the answers about pictures, one question after the other; float32."""
+    """Logits of the answers about pictures, one question after the other."""
 
 
 @dataclass(frozen=True)
@@ -233,7 +233,7 @@ class Questions:
     last_Q: Tensor
     """Frames `first` to `last`, that one not included."""
 
-    def frames(self, end: int) -> tuple[Tensor, Tensor]:
+    def numbers(self, end: int) -> tuple[Tensor, Tensor]:
         """Numbers (Q, T) of the frames asked about, below `end`; False where a question has fewer."""
         length = int((self.last_Q - self.first_Q).max())
         at_QT = self.first_Q[:, None] + torch.arange(length, device=self.first_Q.device)
@@ -246,23 +246,24 @@ class Time(nn.Module):
     def __init__(self, spec: JudgeSpec) -> None:
         super().__init__()
         _, _, c8, c16 = spec.channels
+        self.spec = spec
         self.parts = nn.Conv2d(c8, 16, 1)
         self.presence = nn.Parameter(torch.tensor([2.0, 0.5, 1.0, 0.5, 2.0]))  # slopes, and the offset
-        self.answers = [spec.answers["motion"], spec.answers["relation"], 1]
-        self.sizes = c16, c8 * GRID**2, 1 + 2 * GRID**2
         frame = c16 + 16 * GRID**2 + 1 + 2 * GRID**2
         self.scenes = OverTime(frame, spec.time_width, sum(spec.clips.values()))
         self.tracks = OverTime(
             2 * TRACK + spec.width + frame,
             spec.time_width,
-            sum(self.answers),
+            spec.answers["motion"] + spec.answers["relation"] + 1,
         )
         with torch.no_grad():
             self.tracks.leave.weight[-1:] = self.tracks.leave.bias[-1:] = 0.0  # at first numbers decide alone
 
-    def frames(self, gist: Gist) -> Tensor:
+    def read(self, gist: Gist) -> Tensor:
         """What is read of each frame, (B, T, features)."""
-        mean, parts, rest = gist.frames_BTG.to(self.parts.weight.dtype).split(self.sizes, dim=-1)
+        _, _, c8, c16 = self.spec.channels
+        sizes = [c16, c8 * GRID**2, 1 + 2 * GRID**2]
+        mean, parts, rest = gist.frames_BTG.to(self.parts.weight.dtype).split(sizes, dim=-1)
         parts_NCHW = self.parts(parts.flatten(0, 1).unflatten(1, (-1, GRID, GRID)))
         return torch.cat([CALM * mean, CALM * parts_NCHW.flatten(1).view(*mean.shape[:2], -1), rest], dim=-1)
 
@@ -276,35 +277,36 @@ class Time(nn.Module):
         slopes, offset = self.presence.float().split([4, 1])
         return torch.cat([logs_BK2, logs_BK2 - logs_BK2.amax(1, keepdim=True)], dim=-1) @ slopes + offset
 
-    def present(self, gist: Gist, asked: Questions, tracks_QTD: Tensor) -> Tensor:
-        """The same of who is `asked` about, all at the same time, corrected by their tracks."""
-        first, last = int(asked.first_Q[0]), int(asked.last_Q[0])
+    def present(
+        self, gist: Gist, asked: Questions, tracks_QTD: Tensor, first: int = 0, last: int | None = None
+    ) -> Tensor:
+        """The same, corrected by the tracks of those who are `asked` about in these frames."""
         there_Q = self.follow(gist, asked, tracks_QTD)[2]
-        return self.counted(gist, first, last).index_put(
-            (asked.clip_Q, asked.who_Q), there_Q, accumulate=True
-        )
+        counted_BK = self.counted(gist, first, last)
+        return counted_BK.index_put((asked.clip_Q, asked.who_Q), there_Q, accumulate=True)
 
-    def whole(self, gist: Gist, spec: JudgeSpec) -> dict[str, Tensor]:
+    def whole(self, gist: Gist) -> dict[str, Tensor]:
         """Logits (B, classes) of each question about pictures, a mean over them, and about whole clips."""
         real_BT = torch.ones(gist.frames_BTG.shape[:2], dtype=torch.bool, device=gist.frames_BTG.device)
         about_BA = gist.about_BTA.float().mean(1)
-        logits_BA = torch.cat([about_BA, self.scenes(self.frames(gist), real_BT)], dim=1)
-        classes = spec.pictures | spec.clips
+        logits_BA = torch.cat([about_BA, self.scenes(self.read(gist), real_BT)], dim=1)
+        classes = self.spec.pictures | self.spec.clips
         return dict(zip(classes, logits_BA.split(list(classes.values()), dim=1), strict=True))
 
     def follow(self, gist: Gist, asked: Questions, tracks_QTD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Logits (Q, actions) of what each one does, (Q, relations) of its relation to the other, and what to
         add to that of its being there (Q,)."""
-        frames_BTG = self.frames(gist)
-        at_QT, real_QT = asked.frames(frames_BTG.shape[1])
+        frames_BTG = self.read(gist)
+        at_QT, real_QT = asked.numbers(frames_BTG.shape[1])
         frames_QTG = frames_BTG[asked.clip_Q[:, None], at_QT]
         logits = self.tracks(torch.cat([tracks_QTD.to(frames_QTG), frames_QTG], dim=-1), real_QT)
-        motion, relation, there = logits.split(self.answers, dim=1)
+        sizes = [self.spec.answers["motion"], self.spec.answers["relation"], 1]
+        motion, relation, there = logits.split(sizes, dim=1)
         return motion, relation, there[:, 0]
 
 
 class JudgeNet(nn.Module):
-    """The network; `forward` looks, the other methods answer from what was seen."""
+    """The network; `forward` looks, `present`, `whole` and `motion` answer from what was seen."""
 
     def __init__(self, spec: JudgeSpec) -> None:
         super().__init__()
@@ -349,7 +351,7 @@ class JudgeNet(nn.Module):
     def tracks(self, look: Look, asked: Questions) -> Tensor:
         """Track and features over time of each one asked about, and the track of the other, (Q, T, D). No
         gradients: the cells have their own labels."""
-        at_QT, _ = asked.frames(look.cells_BTPD.shape[1])
+        at_QT, _ = asked.numbers(look.cells_BTPD.shape[1])
         clip_Q1, shares_BTPK = asked.clip_Q[:, None], look.logits_BTPK.softmax(-1)
         own_QT6, weights_QTP = _track(look, shares_BTPK, clip_Q1, at_QT, asked.who_Q)
         other_QT6, _ = _track(look, shares_BTPK, clip_Q1, at_QT, asked.other_Q.clamp(min=0))
@@ -371,11 +373,11 @@ class JudgeNet(nn.Module):
     def present(self, look: Look, first: int = 0, last: int | None = None) -> Tensor:
         """Logits (B, K - 1) of each character being there at some time of frames `first` to `last`."""
         asked = self.suspects(look.gist, first, last)
-        return self.time.present(look.gist, asked, self.tracks(look, asked))
+        return self.time.present(look.gist, asked, self.tracks(look, asked), first, last)
 
     def whole(self, look: Look) -> dict[str, Tensor]:
         """Logits (B, classes) of each question about pictures, a mean over them, and about whole clips."""
-        return self.time.whole(look.gist, self.spec)
+        return self.time.whole(look.gist)
 
     def motion(self, look: Look, asked: Questions) -> tuple[Tensor, Tensor]:
         """Logits (Q, actions) of what each one does, and (Q, relations) of its relation to the other."""

@@ -9,7 +9,7 @@ Shape legend: B clips, T frames, C channels, H W pixels or cells, K characters, 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,8 @@ LEARNS = {
     "time": {"characters": 0.2, "motion": 1.0, "relation": 1.0, "event": 1.0, "camera": 1.0, "count": 1.0},
 }
 """What the two parts of the judge learn, and the weights of its losses. Who is where is learned slowest, and
-all else follows from it; who is there at all, a sum over the whole cast, would drown it (docs/log.md)."""
+all else follows from it; who is there at all, a sum over the whole cast, would drown it (docs/log.md); what
+is left of that sum when the eye has learned would not."""
 SEVERAL = {"characters", "event"}
 """Questions of which several answers may be true."""
 WORN = 0.6
@@ -71,6 +72,8 @@ STYLED = {
 }
 """Share of the places that are given a style, beside those that have one: the more, the harder faces are to
 tell there (docs/log.md)."""
+PARTS = 0.4
+"""Share of the steps of clips in which who is there is asked of some frames of them."""
 MOMENTS = 2.0
 """Seconds of the clips that stills are moments of."""
 TESTS = 96
@@ -94,7 +97,7 @@ class JudgeStage:
     budget: int = 0
     """Frames of all clips of a step together, if they are square."""
     passes: int = 1
-    """How often each clip is learned from in these steps."""
+    """How often each clip is learned from: the clips of the first steps come again, in the same order."""
 
     def __post_init__(self) -> None:
         given = bool(self.stills), bool(self.frames), bool(self.budget)
@@ -112,6 +115,9 @@ class Truth:
 
     asked: Questions
     """About motion and relation."""
+    first: int
+    last: int
+    """Who is there in frames `first` to `last`, that one not included."""
     answers: dict[str, Tensor]
     """Question -> class (B,), or (Q,) of what is `asked` and UNSURE where it is not; for `SEVERAL`, of each
     (B, classes) whether it is true."""
@@ -139,9 +145,11 @@ class Kept:
 
     gist: Gist
     suspects: Questions
+    """Who may be there in the frames that the truth tells it of."""
     suspects_QTD: Tensor
+    """Their tracks."""
     tracks_QTD: Tensor
-    """Of `truth.asked`."""
+    """Those of who is asked about."""
     truth: Truth
 
     @property
@@ -159,17 +167,19 @@ class Kept:
         parts = torch.load(path, weights_only=True)
         gist, suspects = Gist(**parts.pop("gist")), Questions(**parts.pop("suspects"))
         truth = parts.pop("truth")
-        truth = Truth(Questions(**truth["asked"]), truth["answers"])
+        truth = Truth(**truth | {"asked": Questions(**truth["asked"])})
         return cls(gist=gist, suspects=suspects, truth=truth, **parts)
 
 
 def moved(parts: Any, to: torch.device | torch.dtype) -> Any:
-    """Tensors, in dataclasses and dicts, on another device, or all floats in another precision."""
+    """The same on another device, or with floats in another precision, where there are tensors in it."""
     if isinstance(parts, Tensor):
         return parts if isinstance(to, torch.dtype) and not parts.is_floating_point() else parts.to(to)
     if isinstance(parts, dict):
         return {name: moved(part, to) for name, part in parts.items()}
-    return replace(parts, **{name: moved(part, to) for name, part in vars(parts).items()})
+    if is_dataclass(parts):
+        return type(parts)(**{name: moved(part, to) for name, part in vars(parts).items()})
+    return parts
 
 
 def worn(video_TCHW: Tensor, draw: np.random.Generator) -> Tensor:
@@ -237,8 +247,15 @@ def _touch(one: Box, other: Box) -> bool:
     return max(one[0], other[0]) < min(one[2], other[2]) and max(one[1], other[1]) < min(one[3], other[3])
 
 
-def show(films: Iterable[Film], spec: JudgeSpec, wear: Mapping[int, np.random.Generator] = NEW) -> Shown:
-    """Label clips of one shape; `wear` gives the generator of `worn` for the places of those to be worn."""
+def show(
+    films: Iterable[Film],
+    spec: JudgeSpec,
+    wear: Mapping[int, np.random.Generator] = NEW,
+    span: tuple[int, int] | None = None,
+) -> Shown:
+    """Label clips of one shape; `wear` gives the generator of `worn` for the places of those to be worn. With
+    a `span` who is there in these frames is told, by what is seen there, else of whole clips.
+    """
     videos, classes, targets, answers = [], [], [], []
     for index, (clip, frames_THWC, start) in enumerate(films):
         frames, video = len(frames_THWC), fit(frames_THWC, spec)
@@ -250,13 +267,18 @@ def show(films: Iterable[Film], spec: JudgeSpec, wear: Mapping[int, np.random.Ge
         classes.append(torch.from_numpy(names).flatten(1))
         targets.append(torch.from_numpy(boxes).flatten(1, 2))
         answers.append(labels(clip, frames))
-        if frames == 1:  # not all who are in a clip are seen in a moment of it; no still is asked how many
-            there = frozenset(vocabulary()["character"][k] for k in np.unique(names) if 0 <= k < len(cast()))
-            answers[-1] = replace(answers[-1], characters=there, count=min(len(there), COUNTS - 1))
-    return Shown(torch.stack(videos), torch.stack(classes), torch.stack(targets), _truth(answers))
+        if span or frames == 1:  # not all who are in a clip are seen in a part of it
+            seen = np.unique(names[slice(*span or (0, 1))])
+            there = frozenset(vocabulary()["character"][k] for k in seen if 0 <= k < len(cast()))
+            answers[-1] = replace(answers[-1], characters=there)
+        if frames == 1:  # no still is asked how many
+            answers[-1] = replace(answers[-1], count=min(len(answers[-1].characters), COUNTS - 1))
+    return Shown(
+        torch.stack(videos), torch.stack(classes), torch.stack(targets), _truth(answers, span or (0, frames))
+    )
 
 
-def _truth(answers: list[Labels]) -> Truth:
+def _truth(answers: list[Labels], span: tuple[int, int]) -> Truth:
     words = vocabulary()
 
     def number(question: str, word: str) -> int:
@@ -280,7 +302,7 @@ def _truth(answers: list[Labels]) -> Truth:
             rows.append((index, number("character", q.character), other, q.first, q.last, motion, relation))
     # One is always asked, so that all weights have gradients.
     columns = torch.tensor(rows or [(0, 0, -1, 0, 1, UNSURE, UNSURE)]).unbind(1)
-    return Truth(Questions(*columns[:5]), found | {"motion": columns[5], "relation": columns[6]})
+    return Truth(Questions(*columns[:5]), *span, found | {"motion": columns[5], "relation": columns[6]})
 
 
 class JudgeBatches(Dataset[Any]):
@@ -329,7 +351,10 @@ class JudgeBatches(Dataset[Any]):
             if style := styles[int(draw.choice(len(styles), p=shares))]:
                 clip = replace(clip, style=style)
             films += portraits(clip, min(PORTRAITS, left), height, width, draw)
-        return [show(films, self.spec, self._wear(films, step, draw))]
+        wear, (frames,) = self._wear(films, step, draw), {len(film) for _, film, _ in films}
+        first, last = sorted(draw.choice(frames + 1, 2, replace=False).tolist())
+        span = (first, last) if frames > 1 and draw.random() < PARTS else None
+        return [show(films, self.spec, wear, span)]
 
     def _wear(
         self, films: list[Film], step: int, draw: np.random.Generator
@@ -348,17 +373,17 @@ def look_at(net: JudgeNet, shown: Shown) -> Look:
 def keep(net: JudgeNet, shown: Shown) -> Kept:
     """Look, and keep what is needed to answer."""
     look = look_at(net, shown)
-    suspects, asked = net.suspects(look.gist), shown.truth.asked
-    tracks = net.tracks(look, suspects), net.tracks(look, asked)
+    suspects = net.suspects(look.gist, shown.truth.first, shown.truth.last)
+    tracks = net.tracks(look, suspects), net.tracks(look, shown.truth.asked)
     return moved(Kept(look.gist, suspects, *tracks, shown.truth), torch.float16)
 
 
 def answer(net: JudgeNet, kept: Kept) -> dict[str, Tensor]:
     """Logits of the answers to everything that the answers are known of."""
-    motion, relation, _ = net.time.follow(kept.gist, kept.truth.asked, kept.tracks_QTD)
-    characters = net.time.present(kept.gist, kept.suspects, kept.suspects_QTD)
-    told = {"characters": characters, "motion": motion, "relation": relation}
-    return net.time.whole(kept.gist, net.spec) | told
+    gist, truth = kept.gist, kept.truth
+    motion, relation, _ = net.time.follow(gist, truth.asked, kept.tracks_QTD)
+    characters = net.time.present(gist, kept.suspects, kept.suspects_QTD, truth.first, truth.last)
+    return net.time.whole(gist) | {"characters": characters, "motion": motion, "relation": relation}
 
 
 def sight_losses(look: Look, shown: Shown) -> dict[str, Tensor]:

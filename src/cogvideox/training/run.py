@@ -141,6 +141,7 @@ def run_judge(recipe: JudgeRecipe, run: Run) -> Path:
     if processes() > 1:
         raise InputError("the judge is small: train it in one process")
     seen = run.folder / "seen"
+    shutil.rmtree(seen, ignore_errors=True)  # of a run that was stopped, maybe with other code
     task = JudgeTask(judge_spec(), recipe.stages, run.place, seed=recipe.seed, folder=seen)
     if recipe.start is not None:
         begun, _ = read_judge(SHIPPED if recipe.start == "judge" else Path(recipe.start))
