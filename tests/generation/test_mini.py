@@ -109,6 +109,23 @@ def by_us(dtype, height, width):
     return pipe(PROMPT, **shape, steps=4, sampler="ddim", generator=noise).frames / 255
 
 
+@pytest.mark.parametrize(("frames", "height", "width"), [(81, 64, 64), (33, 64, 112), (33, 112, 64)])
+def test_it_goes_on_from_an_image_and_from_a_clip_in_all_its_shapes(mini, frames, height, width):
+    shape, start = {"height": height, "width": width, "steps": 2}, World(seed=0).clip(5, duration=2.0)
+    image = start.render(1, 8, height, width)[0]
+    video = mini(PROMPT, image=image, frames=frames, **shape).frames
+    assert video.shape == (frames, height, width, 3)
+    assert psnr(video[0], image) > psnr(mini(PROMPT, frames=1, **shape).frames[0], image) + 5
+    clip = start.render(17, 8, height, width)
+    longer = mini(PROMPT, extend=clip, frames=frames, **shape).frames
+    assert longer.shape == (frames, height, width, 3)
+    assert psnr(longer[:13], clip[:13]) > 20
+
+
+def psnr(one, other):
+    return -10 * np.log10(np.square(one / 255 - other / 255).mean())
+
+
 @pytest.mark.parametrize(("height", "width"), [(128, 128), (64, 112)])
 def test_diffusers_makes_the_same_video_of_the_folder(height, width):
     """fp32, equal noise; also at a size whose positions are interpolated."""

@@ -224,7 +224,10 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_recorded(tmp_path):
 def test_a_gradient_that_is_not_finite_is_found_where_the_loss_is(tmp_path):
     trainer = Trainer(task := Plane(), tmp_path, RATES, steps=40)
     task.model[0].weight.register_hook(lambda gradient: gradient * float("inf"))
+    before = json.dumps(trainer.state()["model"], default=torch.Tensor.tolist)
     trainer.advance(Lines((16,))[0])
+    assert json.dumps(trainer.state()["model"], default=torch.Tensor.tolist) == before
+    assert trainer.skipped == 1
     record = json.loads((tmp_path / "bad" / "00000001.json").read_text())["phases"]["model"]
     assert record["norm"] in ("inf", "nan")
     assert float(record["losses"][0]) > 0

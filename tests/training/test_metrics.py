@@ -67,6 +67,8 @@ LINE = {
     "loss_250": 0.5,
     "fill": 0.987,
     "tokens_per_second": 12345.0,
+    "samples_per_second": 6.5,
+    "mfu": 0.125,
 }
 
 
@@ -86,7 +88,15 @@ def test_who_has_no_terminal_gets_plain_lines():
     assert text.splitlines()[:2] == ["going on after step 1 of 9", "stage large begins after step 2"]
     last = text.splitlines()[2]
     assert last.startswith("step 3/9  ")
-    for part in ("loss 0.25", "loss_250 0.5", "pack fill 98.7%", "tokens/s 12,345"):
+    for part in (
+        "loss 0.25",
+        "loss_250 0.5",
+        "pack fill 98.7%",
+        "tokens/s 12,345",
+        "samples/s 6.5",
+        "MFU 12.5%",
+        "left",
+    ):
         assert part in last
     assert "\x1b" not in text
 

@@ -13,7 +13,7 @@ from cogvideox.models.discriminator import DiscriminatorSpec
 from cogvideox.models.specs import VAESpec
 from cogvideox.training.footage import Storybook
 from cogvideox.training.heldout import HeldOut
-from cogvideox.training.loop import Every, Rates, train
+from cogvideox.training.loop import Every, Rates, Trainer, train
 from cogvideox.training.perceptual import Gradients
 from cogvideox.training.vae import Adversarial, VAELoss, VAEStage, VAETask, balanced
 
@@ -216,3 +216,18 @@ def test_the_report_knows_the_sources_flicker_from_the_models(tmp_path):
     assert frozen["source_flicker"] == perfect["source_flicker"] > 0
     assert frozen["moving"] < frozen["still"]
     assert (tmp_path / "b.png").stat().st_size > 0
+
+
+def test_a_poisoned_step_leaves_both_networks_and_names_its_clips(tmp_path):
+    made = task(begins=0, place=FULL)
+    trainer = Trainer(made, tmp_path, RATES, steps=8)
+    micros = made.batches()[0]
+    next(made.vae.parameters()).register_hook(lambda gradient: gradient * torch.inf)
+    before = json.dumps(trainer.state(), default=torch.Tensor.tolist)
+    trainer.advance(micros)
+    state = trainer.state()
+    assert trainer.skipped == 1
+    record = json.loads((tmp_path / "bad" / "00000001.json").read_text())
+    assert record["samples"] == [list(micro.names) for micro in micros]
+    for phase in ("vae", "discriminator"):
+        assert json.dumps(state[phase], default=torch.Tensor.tolist) == json.dumps(json.loads(before)[phase])

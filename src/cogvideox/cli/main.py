@@ -11,7 +11,7 @@ import traceback
 import warnings
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any
+from typing import Annotated, TextIO
 
 import typer
 
@@ -109,9 +109,16 @@ def _terminate(number: int, frame: FrameType | None) -> None:
     sys.exit(128 + number)
 
 
-def _note(message: Warning | str, category: type[Warning], filename: str, *place: Any) -> None:
+def _note(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
     """Our own warnings are for the user, in one line; those of libraries stay as they are."""
     if category is UserWarning and Path(filename).is_relative_to(Path(cogvideox.__file__).parent):
         print("note ", " ".join(str(message).split()), file=sys.stderr)
     else:
-        sys.stderr.write(warnings.formatwarning(message, category, filename, *place[:1]))
+        sys.stderr.write(warnings.formatwarning(message, category, filename, lineno, line))

@@ -189,9 +189,9 @@ def rehearse(recipe: AnyRecipe, workers: int, place: Place) -> Rehearsed:
 
 
 def shortest(recipe: AnyRecipe, scratch: Path) -> AnyRecipe:
-    """The recipe with one step of its largest stage, on as few clips as there can be."""
+    """The recipe with one step of the stage that needs most memory, on as few clips as there can be."""
     plans, every = plan(recipe), Every(log=1, evaluate=1)
-    largest = max(range(len(plans)), key=lambda i: plans[i].tokens)
+    largest = max(range(len(plans)), key=lambda i: (plans[i].need.total, plans[i].tokens))
     if isinstance(recipe, VAERecipe):
         stage, judge = replace(recipe.stages[largest], steps=1), recipe.adversarial
         at_once = judge and replace(judge, begins=-1)  # in the VAE's loss from the first step on

@@ -177,7 +177,7 @@ def moved(parts: Any, to: torch.device | torch.dtype) -> Any:
         return parts if isinstance(to, torch.dtype) and not parts.is_floating_point() else parts.to(to)
     if isinstance(parts, dict):
         return {name: moved(part, to) for name, part in parts.items()}
-    if is_dataclass(parts):
+    if is_dataclass(parts) and not isinstance(parts, type):
         return type(parts)(**{name: moved(part, to) for name, part in vars(parts).items()})
     return parts
 
