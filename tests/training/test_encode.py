@@ -182,6 +182,7 @@ def faulty(tmp_path):
 
     frames = np.random.default_rng(0).integers(0, 255, (20, 32, 48, 3), dtype=np.uint8)
     write_video(tmp_path / "good.mp4", [frames], 8)
+    write_video(tmp_path / "last.mp4", [frames[::-1].copy()], 8)
     write_video(tmp_path / "short.mp4", [frames[:6]], 8)
     write_video(tmp_path / "fast.mp4", [frames], 16)
     (tmp_path / "corrupt.mp4").write_bytes((tmp_path / "good.mp4").read_bytes()[:300])
@@ -201,7 +202,9 @@ def faulty(tmp_path):
     ]
     made[6] = Row(**vars(made[6]) | {"height": 8, "source": "good.mp4"})
     made[7] = Row(**vars(made[7]) | {"rejected": "low quality", "source": "good.mp4"})
-    made.append(Row(**vars(made[0]) | {"id": "last", "captions": {"a": ("the last cat",)}}))
+    made.append(
+        Row(**vars(made[0]) | {"id": "last", "source": "last.mp4", "captions": {"a": ("the last cat",)}})
+    )
     write_manifest(tmp_path / "faulty.jsonl", made)
     return tmp_path / "faulty.jsonl"
 
@@ -217,7 +220,10 @@ def test_faults_are_reported_and_captions_stay_with_their_clips(faulty, models, 
     store, model = Encoded(tmp_path / "out"), tiny_model("5b")
     for index, name in enumerate(("good", "last")):
         assert store.samples[index].row.id == name
-        assert torch.equal(store.read(index, 0).texts, model.text.encode([f"the {name} cat"]))
+        content, own = store.read(index, 0), pixels(store.samples[index], faulty.parent)
+        assert torch.equal(content.texts, model.text.encode([f"the {name} cat"]))
+        torch.testing.assert_close(content.mean_CTHW, encode_clip(model.vae, own), rtol=1e-3, atol=1e-4)
+    assert not torch.allclose(*(store.read(index, 0).mean_CTHW for index in range(2)), atol=0.1)
 
 
 def test_nothing_encoded_is_an_error_that_says_why(faulty, models, tmp_path):

@@ -93,6 +93,7 @@ def test_the_eye_learns_first(stages):
     recipe = {"task": "judge", "seed": 0, "optimizer": {"matrix_lr": 0.1, "lr": 0.1}}
     with pytest.raises(ValueError, match="stills first, then clips"):
         JudgeRecipe.model_validate(recipe | {"stages": [kinds[k] for k in stages]})
+    JudgeRecipe.model_validate(recipe | {"stages": [kinds[1]], "start": "judge"})
 
 
 def test_portraits_show_many_in_one_place_in_compositions_of_training(monkeypatch):

@@ -71,14 +71,14 @@ def clips(tmp_path_factory):
 
 
 def tuned(clips, folder, lr):
-    """Mean loss at each validation, and the likeness of a clip that is made to one that was shown."""
+    """Losses of each validation, and the likeness of a clip that is made to one that was shown."""
     steps = ["stages.0.steps=160", "every={log: 20, evaluate: 40}", f"optimizer.lr={lr}"]
     recipe = load_recipe("recipes/lora/mini.yaml", [f"data.manifest={clips}", "data.held=1", *steps])
     adapter = run_recipe(recipe, folder)
     prompt = (clips / "prompts.txt").read_text().splitlines()[0]
     made = cogvideox.load("mini", lora=[adapter])(prompt, frames=17, seed=0).frames
     pair = (torch.from_numpy(x).permute(0, 3, 1, 2) / 255 for x in (made, read_video(clips / "0.mp4").frames))
-    return [line["val"] for line in lines(folder) if "val" in line], frame_psnr(*pair)
+    return [line for line in lines(folder) if "val" in line], frame_psnr(*pair)
 
 
 def test_a_few_clips_are_learned_and_absurd_rates_show(clips, tmp_path):
@@ -88,7 +88,9 @@ def test_a_few_clips_are_learned_and_absurd_rates_show(clips, tmp_path):
     (base, *_), like_base = tuned(clips, tmp_path / "base", 0.0)
     good, like_good = tuned(clips, tmp_path / "good", 1e-3)
     bad, like_bad = tuned(clips, tmp_path / "bad", 30.0)
-    assert good[-1] < good[0] < base
-    assert like_good > like_base + 1
-    assert bad[-1] > 1.5 * base
+    assert good[-1]["val"] < good[0]["val"] < base["val"]
+    falls = [good[-1][f"val_{t}"] < base[f"val_{t}"] for t in (100, 300, 500, 700, 900)]
+    assert sum(falls) >= 4, falls  # of few clips some noise levels learn little
+    assert like_good > max(15, like_base + 1)
+    assert bad[-1]["val"] > 1.5 * base["val"]
     assert like_bad < like_good - 1.5

@@ -85,6 +85,10 @@ def train(recipe: Path, folder: Path, *options: str) -> subprocess.CompletedProc
 def test_from_recipes_to_a_model_that_generates(tmp_path):
     first = train(write(tmp_path / "vae.yaml", VAE), tmp_path / "vae")
     assert first.returncode == 0, first.stderr
+    assert "perceptual loss: gradients" in first.stdout
+    (tmp_path / "vae" / "perceptual.txt").write_text("lpips")
+    other = train(tmp_path / "vae.yaml", tmp_path / "vae")
+    assert (other.returncode, "begun with another perceptual loss" in other.stderr) == (2, True)
     measured = json.loads((tmp_path / "vae" / "metrics.jsonl").read_text().splitlines()[-1])
     assert all(5 < measured[name] < 40 for name in ("eval_psnr", "still", "moving"))
     data = DIFFUSION["data"] | {"encoded": str(tmp_path / "encoded")}

@@ -197,7 +197,7 @@ def shortest(recipe: AnyRecipe, scratch: Path) -> AnyRecipe:
         at_once = judge and replace(judge, begins=-1)  # in the VAE's loss from the first step on
         return recipe.model_copy(update={"stages": (stage,), "every": every, "adversarial": at_once})
     if not isinstance(recipe, TransformerRecipe):
-        only = (replace(recipe.stages[0], steps=1),)  # the eye's backward takes most
+        only = (replace(recipe.stages[0], steps=1, passes=1),)  # the eye's backward takes most
         return recipe.model_copy(update={"stages": only, "every": every})
     chosen = recipe.stages[largest].model_copy(update={"steps": 1})
     changes = {"stages": (chosen,), "every": every}

@@ -105,8 +105,8 @@ class JudgeRecipe(Strict):
     @model_validator(mode="after")
     def _stills_then_clips(self) -> Self:
         kinds = [bool(stage.frames) for stage in self.stages]
-        if set(kinds) != {False, True} or kinds != sorted(kinds):
-            raise ValueError("stages: the judge needs stills first, then clips")
+        if not any(kinds) or kinds != sorted(kinds) or (all(kinds) and self.start is None):
+            raise ValueError("stages: a judge needs stills first, then clips; without stills a `start`")
         return self
 
     @property
