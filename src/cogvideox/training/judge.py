@@ -27,13 +27,13 @@ from cogvideox.core import rng
 from cogvideox.core.errors import CheckpointError, InputError
 from cogvideox.core.files import atomic_path
 from cogvideox.data.storybook import Clip, World
-from cogvideox.data.storybook.cast import cast
+from cogvideox.data.storybook.cast import Character, cast
 from cogvideox.data.storybook.labels import COUNTS, SHORTEST, UNSURE, Labels, cells, labels, vocabulary
 from cogvideox.data.storybook.motion import view
 from cogvideox.data.storybook.relations import relate
 from cogvideox.data.storybook.render import Box, Renderer, place
 from cogvideox.data.storybook.sample import pick_relation, solo
-from cogvideox.data.storybook.scenes import scene
+from cogvideox.data.storybook.scenes import Scene, scene
 from cogvideox.data.storybook.state import Actor
 from cogvideox.data.storybook.world import VERSION, heldout_triples
 from cogvideox.data.video import Frames
@@ -61,14 +61,15 @@ PORTRAITS = 8
 """Stills of each place."""
 CROWD = 0.5
 """Share of the portraits that show a few at once who have nothing to do with each other."""
+TURNED = 0.25
+"""Share of those in portraits, but for relations, who are turned by any angle."""
 STYLED = {
-    "pencil sketch": 0.16,
-    "neon": 0.09,
+    "pencil sketch": 0.26,
+    "neon": 0.07,
     "black and white": 0.07,
     "watercolor": 0.06,
-    "sepia": 0.05,
-    "oil painting": 0.03,
-    "comic": 0.03,
+    "sepia": 0.04,
+    "oil painting": 0.04,
 }
 """Share of the places that are given a style, beside those that have one: the more, the harder faces are to
 tell there (docs/log.md)."""
@@ -213,7 +214,7 @@ def portraits(clip: Clip, count: int, height: int, width: int, draw: np.random.G
             actors = relate(draw, kind, people, where, 0.0).actors
         else:
             size = who.size * float(draw.uniform(0.2, 0.6))
-            actors = (solo(draw, who, where, "stay", "", 0.0, size),)
+            actors = (_posing(draw, who, where, clip.duration, size),)
         still = replace(clip, actors=actors, relation=None)
         if heldout_triples().isdisjoint(still.triples()):
             count -= 1
@@ -235,12 +236,18 @@ def _crowd(
         if len(actors) == count:
             break
         who = everybody[int(draw.integers(len(everybody)))]
-        actor = solo(draw, who, where, "stay", "", 0.0, who.size * float(draw.uniform(0.18, 0.36)))
+        size = who.size * float(draw.uniform(0.18, 0.36))
+        actor = _posing(draw, who, where, clip.duration, size)
         box = place(actor, time, seen, height, width).box()
         if not any(_touch(box, other) for other in boxes):
             actors.append(actor)
             boxes.append(box)
     return tuple(actors)
+
+
+def _posing(draw: np.random.Generator, who: Character, where: Scene, duration: float, size: float) -> Actor:
+    """One that stands, or spins, so that it is seen from all sides."""
+    return solo(draw, who, where, "spin" if draw.random() < TURNED else "stay", "", duration, size)
 
 
 def _touch(one: Box, other: Box) -> bool:
