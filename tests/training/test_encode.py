@@ -242,6 +242,30 @@ def test_workers_give_the_same(story, models, folder, tmp_path):
     assert all(torch.equal(one.read(i, 0).mean_CTHW, other.read(i, 0).mean_CTHW) for i in range(11))
 
 
+def test_processes_share_the_shards(story, models, folder, tmp_path):
+    script = (
+        "from cogvideox.training import encode; encode.SHARD = 4; from cogvideox.cli.main import main; main()"
+    )
+    (tmp_path / "run.py").write_text(script)
+    output = tmp_path / "out"
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    command += [str(tmp_path / "run.py"), "train", "encode", str(story), "--model", models["5b"]]
+    command += ["--output", str(output), "--shapes", "9", "--device", "cpu", "--dtype", "fp32"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "11 rows in 1 shapes: 11 encoded, 0 unreadable, 0 left out"
+    assert [line for line in done.stderr.splitlines() if " of 11" in line] == [
+        f"{n} of 11" for n in (0, 4, 7, 11)
+    ]  # those of the first and the third shard, then all
+    assert len(list(output.glob("*.safetensors"))) == 3
+    one, other = Encoded(folder), Encoded(output)
+    for index, sample in enumerate(one.samples):
+        same = next(i for i, s in enumerate(other.samples) if s.id == sample.id)
+        mean = other.read(same, 0).mean_CTHW
+        torch.testing.assert_close(mean, one.read(index, 0).mean_CTHW, rtol=1e-3, atol=1e-4)
+
+
 def test_a_damaged_shard_is_told_by_the_sample(folder, tmp_path):
     import shutil
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -23,7 +24,7 @@ from cogvideox.checkpoints.folder import load_text, read_spec
 from cogvideox.checkpoints.hub import resolve
 from cogvideox.checkpoints.keymaps import diffusers_vae
 from cogvideox.checkpoints.weights import Weights, build
-from cogvideox.core import rng
+from cogvideox.core import launch, rng
 from cogvideox.core.errors import InputError
 from cogvideox.core.shapes import encode_plan
 from cogvideox.data.encoded import SHARD, Content, Source, finish, shard_name, write_shard
@@ -44,6 +45,8 @@ BATCH = 2**21
 """Numbers in the pixels of a batch: two clips of 17x128x128. Activations of larger ones fall out of a
 processor's caches; single clips in fp32 go PyTorch's slow path (0.5 million pixels a second, not 0.75).
 """
+POLL = 0.5
+"""Seconds between looks at what other processes have written."""
 
 
 @dataclass(frozen=True)
@@ -147,14 +150,17 @@ def encode(
 ) -> dict[str, str]:
     """Encode samples of a manifest in `folder` to `output`, from where an earlier call was stopped.
 
-    Worker processes draw or decode, this one encodes; `done` hears of each shard's samples. Returns what
-    could not be read: id -> reason. InputError when `output` is another source's, or nothing can be read.
+    Worker processes draw or decode, this one encodes; `done` hears of each shard's samples. Of several that
+    torchrun started each takes every n-th shard, and the first waits for the others. Returns what could not
+    be read: id -> reason. InputError when `output` is another source's, or nothing can be read.
     """
     source.claim(output)
     samples = selection.samples
     shards = [samples[first : first + SHARD] for first in range(0, len(samples), SHARD)]
-    missing = [shard for shard in shards if not (output / shard_name(shard)).exists()]
-    done(len(samples) - sum(map(len, missing)))
+    files = [output / shard_name(shard) for shard in shards]
+    own = slice(launch.rank() if launch.processes() > 1 else 0, None, launch.processes())
+    missing = [shard for shard, file in zip(shards[own], files[own], strict=True) if not file.exists()]
+    done(sum(map(len, shards[own])) - sum(map(len, missing)))
     todo = [sorted(shard, key=_size) for shard in missing]
     wanted = _Pixels([sample for shard in todo for sample in shard], folder)
     clips = iter(DataLoader(wanted, batch_size=None, num_workers=workers))
@@ -172,7 +178,12 @@ def encode(
                 contents |= {sample.id: content for sample, content in zip(there, made, strict=True)}
         write_shard(output, shard, contents, reasons)
         done(len(shard))
-    return finish(output, [shard_name(shard) for shard in shards])
+    if own.start:
+        return {}
+    while not all(file.exists() for file in files):  # torchrun ends all when one has failed
+        time.sleep(POLL)
+    done(len(samples) - sum(map(len, shards[own])))
+    return finish(output, [file.name for file in files])
 
 
 def _size(sample: Sample) -> tuple[int, int, int]:
