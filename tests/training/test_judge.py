@@ -16,25 +16,29 @@ from cogvideox.evaluation.judge.reading import Judge
 from cogvideox.generation.generate import Place
 from cogvideox.models.judge import JudgeNet, JudgeSpec, Look
 from cogvideox.training import judge as module
+from cogvideox.training import lessons
 from cogvideox.training import run as runs
 from cogvideox.training.judge import (
-    JudgeBatches,
-    JudgeStage,
     JudgeTask,
-    Kept,
-    Shown,
     answer,
     judge_spec,
     keep,
     look_at,
     losses,
-    portraits,
     read_judge,
     right,
-    show,
     sight_losses,
-    worn,
     write_judge,
+)
+from cogvideox.training.lessons import (
+    SEVERAL,
+    JudgeBatches,
+    JudgeStage,
+    Kept,
+    Shown,
+    portraits,
+    show,
+    worn,
 )
 from cogvideox.training.loop import Rates, train
 from cogvideox.training.recipe import JudgeRecipe
@@ -101,7 +105,7 @@ def test_portraits_show_many_in_one_place_in_compositions_of_training(monkeypatc
     people = set(vocabulary()["character"])
     hidden = {name for name in people if name < "m"}
     unseen = frozenset((name, action, base.setting.scene) for name in hidden for action in ACTIONS)
-    monkeypatch.setattr(module, "heldout_triples", lambda: unseen)
+    monkeypatch.setattr(lessons, "heldout_triples", lambda: unseen)
     (own, *_), *films = portraits(base, 24, 64, 64, draw)
     assert own == base  # it is in the world's training split, whatever that hides
     assert len(films) == 23
@@ -118,7 +122,7 @@ def test_portraits_show_many_in_one_place_in_compositions_of_training(monkeypatc
 def test_those_of_a_crowd_are_all_seen():
     clip, draw = World(seed=4).clip(7, 2.0), rng.generator(0, "crowd")
     for _ in range(20):
-        actors = module._crowd(clip, 4, 64, 96, 1.0, draw)
+        actors = lessons._crowd(clip, 4, 64, 96, 1.0, draw)
         assert 1 <= len(actors) <= 4
         truth = replace(clip, actors=actors).truth(1, 8, 64, 96, 1.0)
         boxes = [box for (box,) in truth["boxes"] if box]
@@ -165,9 +169,7 @@ def perfect(truth):
     """The logits of one who knows."""
     one_hot = torch.nn.functional.one_hot
     return {
-        name: 40 * true - 20
-        if name in module.SEVERAL
-        else 20.0 * one_hot(true.clamp(min=0), SPEC.answers[name])
+        name: 40 * true - 20 if name in SEVERAL else 20.0 * one_hot(true.clamp(min=0), SPEC.answers[name])
         for name, true in truth.answers.items()
     }
 

@@ -34,7 +34,7 @@ from cogvideox.data.mixture import Choice
 from cogvideox.data.storybook.rows import Part
 from cogvideox.models.discriminator import DiscriminatorSpec
 from cogvideox.models.specs import SPECS, ModelSpec, PositionPolicy, TransformerSpec, VAESpec
-from cogvideox.training.judge import JudgeStage
+from cogvideox.training.lessons import JudgeStage
 from cogvideox.training.loop import Every, Rates, Span
 from cogvideox.training.lora import LoraSpec
 from cogvideox.training.packs import DiffusionStage, Objective, Share
