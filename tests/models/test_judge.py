@@ -86,6 +86,8 @@ def test_who_is_there_for_a_moment_is_there_and_who_is_mistaken_for_another_is_n
     assert (net.present(look) > 0).tolist() == [[True, False, True, False, False]]
     assert (net.present(look, 8, 17) > 0).tolist() == [[True, False, False, False, False]]
     assert (net.present(look, 5, 7) > 0).tolist() == [[True, False, True, False, False]]
+    number[:, 10:, 0] = 0.0  # when it has left, the part is no more than it was
+    assert not (net.present(look, 11, 17) > 0).any()
 
 
 @torch.no_grad()
@@ -111,6 +113,7 @@ def test_tracks_have_a_say_in_who_is_there(monkeypatch):
         alone = net.time.follow(look.gist, one, net.tracks(look, one))[2]
         raised = (net.present(look) - net.time.counted(look.gist))[one.clip_Q, one.who_Q]
         torch.testing.assert_close(raised, alone)
+    assert torch.equal(net.present(look, 7, 9), net.time.counted(look.gist, 7, 9)), "too short for a track"
 
 
 @torch.no_grad()

@@ -27,6 +27,7 @@ from cogvideox.training.judge import (
     losses,
     read_judge,
     right,
+    settled,
     sight_losses,
     write_judge,
 )
@@ -198,6 +199,30 @@ def test_who_knows_all_has_no_loss_and_all_points(shown):
     said["motion"][truth.answers["motion"] >= 0] *= -1
     assert right(said, truth)["characters"] == (2, 3)
     assert right(said, truth)["motion"][0] == 0
+
+
+@pytest.mark.parametrize(
+    ("count", "events", "present", "want"),
+    [
+        (1, (), (-1.5, -4.0, -6.0), {0}),  # one is there, so it is the likeliest
+        (1, (), (6.0, 1.0, -6.0), {0}),
+        (2, (), (6.0, -1.0, -6.0), {0, 1}),
+        (2, (), (6.0, -9.0, -9.0), {0}),  # two of a kind
+        (1, ("transform",), (6.0, -1.0, -6.0), {0, 1}),
+        (1, ("rain",), (6.0, -1.0, -6.0), {0}),
+        (3, (), (2.0, 1.0, -1.0), {0, 1, 2}),
+        (1, (), (9.0, 8.0, -6.0), {0, 1}),  # who is seen clearly is there, whatever else is said
+        (1, (), (-9.0, -9.5, -9.0), set()),
+    ],
+)
+def test_who_is_there_agrees_with_how_many_there_are(count, events, present, want):
+    words, people = vocabulary(), torch.full((1, len(vocabulary()["character"])), -12.0)
+    people[0, :3] = torch.tensor(present)
+    whole = {
+        "count": torch.tensor([[5.0 * (n == count) for n in range(len(words["count"]))]]),
+        "event": torch.tensor([[5.0 if word in events else -5.0 for word in words["event"]]]),
+    }
+    assert set((settled(people, whole)[0] > 0).nonzero().flatten().tolist()) == want
 
 
 def test_each_phase_moves_its_own_weights_and_all_of_them(shown):

@@ -269,13 +269,13 @@ class Time(nn.Module):
 
     def counted(self, gist: Gist, first: int = 0, last: int | None = None) -> Tensor:
         """Logits (B, K - 1) of each character being there at some time of frames `first` to `last`: by how
-        many of it there are at most in `MOMENT` frames and on average, and how many to the most of any other,
-        for who is there is often taken for somebody else too.
+        many of it there are at most in `MOMENT` frames and on average, and how many to the most of any in
+        the whole clip, for who is there is often taken for somebody else too.
         """
-        number_BKT = gist.number_BTK[:, first:last].float().mT
-        logs_BK2 = (torch.stack([_most(number_BKT), number_BKT.mean(-1)], dim=-1) + 1e-3).log()
+        number_BKT = gist.number_BTK.float().mT
+        logs_BK2, whole_BK2 = _logs(number_BKT[..., first:last]), _logs(number_BKT)
         slopes, offset = self.presence.float().split([4, 1])
-        return torch.cat([logs_BK2, logs_BK2 - logs_BK2.amax(1, keepdim=True)], dim=-1) @ slopes + offset
+        return torch.cat([logs_BK2, logs_BK2 - whole_BK2.amax(1, keepdim=True)], dim=-1) @ slopes + offset
 
     def present(
         self, gist: Gist, asked: Questions, tracks_QTD: Tensor, first: int = 0, last: int | None = None
@@ -371,7 +371,11 @@ class JudgeNet(nn.Module):
         return Questions(*(x.flatten() for x in (clip_BN, who_BN, other_BN, first_BN, last_BN)))
 
     def present(self, look: Look, first: int = 0, last: int | None = None) -> Tensor:
-        """Logits (B, K - 1) of each character being there at some time of frames `first` to `last`."""
+        """Logits (B, K - 1) of each character being there at some time of frames `first` to `last`; fewer than
+        `MOMENT` of them make no track.
+        """
+        if look.gist.number_BTK[:, first:last].shape[1] < MOMENT:
+            return self.time.counted(look.gist, first, last)
         asked = self.suspects(look.gist, first, last)
         return self.time.present(look.gist, asked, self.tracks(look, asked), first, last)
 
@@ -382,6 +386,11 @@ class JudgeNet(nn.Module):
     def motion(self, look: Look, asked: Questions) -> tuple[Tensor, Tensor]:
         """Logits (Q, actions) of what each one does, and (Q, relations) of its relation to the other."""
         return self.time.follow(look.gist, asked, self.tracks(look, asked))[:2]
+
+
+def _logs(number_BKT: Tensor) -> Tensor:
+    """Of how many there are of each at most and on average, (B, K, 2)."""
+    return (torch.stack([_most(number_BKT), number_BKT.mean(-1)], dim=-1) + 1e-3).log()
 
 
 def _most(number_BKT: Tensor) -> Tensor:

@@ -39,6 +39,10 @@ LEARNS = {
 """What the two parts of the judge learn, and the weights of its losses. Who is where is learned slowest, and
 all else follows from it; who is there at all, a sum over the whole cast, would drown it (docs/log.md); what
 is left of that sum when the eye has learned would not."""
+ALIKE = 0.08
+"""Share of the clips with two characters or more in which two are of one kind."""
+DOUBT = 0.01
+"""Added to the chance of each number of kinds."""
 TESTS = 96
 """Held-out clips of each validation."""
 
@@ -63,6 +67,21 @@ def answer(net: JudgeNet, kept: Kept) -> dict[str, Tensor]:
     motion, relation, _ = net.time.follow(gist, truth.asked, kept.tracks_QTD)
     characters = net.time.present(gist, kept.suspects, kept.suspects_QTD, truth.first, truth.last)
     return net.time.whole(gist) | {"characters": characters, "motion": motion, "relation": relation}
+
+
+def settled(present_BK: Tensor, whole: Mapping[str, Tensor]) -> Tensor:
+    """Presence in whole clips, moved so that those above 0 are the likeliest set, given what is said of count
+    and events: there are as many kinds as characters, or one less, and one more after a transformation.
+    """
+    count_BN = whole["count"].softmax(1)
+    fewer_BN = ALIKE * count_BN[:, 2:]
+    kinds_BN = count_BN + F.pad(fewer_BN, (1, 1)) - F.pad(fewer_BN, (2, 0))
+    changed_B1 = whole["event"][:, vocabulary()["event"].index("transform"), None].sigmoid()
+    kinds_BN = F.pad((1 - changed_B1) * kinds_BN, (0, 1)) + F.pad(changed_B1 * kinds_BN, (1, 0)) + DOUBT
+    first_BN = present_BK.topk(kinds_BN.shape[1], dim=1).values
+    likely_BN = F.pad(first_BN[:, :-1].cumsum(1), (1, 0)) + kinds_BN.log()
+    above_BN = torch.cat([first_BN[:, :1] + 1, (first_BN[:, :-1] + first_BN[:, 1:]) / 2], dim=1)
+    return present_BK - above_BN.gather(1, likely_BN.argmax(1, keepdim=True))
 
 
 def sight_losses(look: Look, shown: Shown) -> dict[str, Tensor]:
@@ -195,7 +214,9 @@ def ceiling(
         tests = ((clip, clip.render(frames, 8, side, side), 0.0) for clip in _tests(seed, index, 8, frames))
         rough = {k: rng.generator(seed, "wear-test", index, k) for k in range(8 * wear)}
         shown = moved(show(tests, net.spec, rough), net.time.presence.device)
-        for name, (hits, asked) in right(answer(net, keep(net, shown)), shown.truth).items():
+        said = answer(net, keep(net, shown))
+        said["characters"] = settled(said["characters"], said)
+        for name, (hits, asked) in right(said, shown.truth).items():
             before = sums.get(name, (0.0, 0.0))
             sums[name] = before[0] + hits, before[1] + asked
     return {name: round(hits / asked, 4) for name, (hits, asked) in sums.items() if asked}

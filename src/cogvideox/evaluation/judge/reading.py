@@ -11,10 +11,10 @@ from torch import Tensor
 
 from cogvideox.core.device import pick_dtype
 from cogvideox.core.errors import InputError
-from cogvideox.data.storybook.labels import vocabulary
+from cogvideox.data.storybook.labels import SHORTEST, vocabulary
 from cogvideox.data.video import Frames
 from cogvideox.models.judge import JudgeNet, Look, Questions, fit
-from cogvideox.training.judge import SHIPPED, read_judge
+from cogvideox.training.judge import SHIPPED, read_judge, settled
 
 FPS = 8
 """Frames per second of all that the judge sees."""
@@ -63,8 +63,11 @@ class Reading:
     @torch.no_grad()
     def characters(self, first: int = 0, last: int | None = None) -> frozenset[str]:
         """All that are there at some time from frame `first` to `last`, that one not included."""
-        logits = self.net.present(self.look, first, last)[0]
-        return frozenset(w for w, x in zip(vocabulary()["character"], logits.tolist(), strict=True) if x > 0)
+        logits_1K = self.net.present(self.look, first, last)
+        if first == 0 and (last or self.frames) == self.frames >= SHORTEST:
+            logits_1K = settled(logits_1K, self.net.whole(self.look))
+        pairs = zip(vocabulary()["character"], logits_1K[0].tolist(), strict=True)
+        return frozenset(word for word, logit in pairs if logit > 0)
 
     @cached_property
     @torch.no_grad()
