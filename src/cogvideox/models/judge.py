@@ -371,8 +371,8 @@ class JudgeNet(nn.Module):
         return Questions(*(x.flatten() for x in (clip_BN, who_BN, other_BN, first_BN, last_BN)))
 
     def present(self, look: Look, first: int = 0, last: int | None = None) -> Tensor:
-        """Logits (B, K - 1) of each character being there at some time of frames `first` to `last`; fewer than
-        `MOMENT` of them make no track.
+        """Logits (B, K - 1) of each character being there at some time of frames `first` to `last`; fewer
+        than `MOMENT` of them make no track.
         """
         if look.gist.number_BTK[:, first:last].shape[1] < MOMENT:
             return self.time.counted(look.gist, first, last)
