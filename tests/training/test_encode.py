@@ -14,13 +14,14 @@ import torch
 from cogvideox.core import rng
 from cogvideox.core.errors import InputError
 from cogvideox.data import encoded
-from cogvideox.data.encoded import Encoded
+from cogvideox.data.encoded import Encoded, Source
 from cogvideox.data.manifest import Row, read_manifest, write_manifest
 from cogvideox.data.samples import Rule, pixels, select
 from cogvideox.data.storybook.rows import Part, rows
 from cogvideox.data.video import write_video
 from cogvideox.generation.media import encode as encode_clip
 from cogvideox.generation.media import to_signed
+from cogvideox.training import encode as module
 from cogvideox.training.encode import Encoder, Live, Order, encode_manifest, text_hash, vae_hash
 from tests.tiny import tiny_folder, tiny_model, tiny_spec
 
@@ -264,6 +265,28 @@ def test_processes_share_the_shards(story, models, folder, tmp_path):
         same = next(i for i, s in enumerate(other.samples) if s.id == sample.id)
         mean = other.read(same, 0).mean_CTHW
         torch.testing.assert_close(mean, one.read(index, 0).mean_CTHW, rtol=1e-3, atol=1e-4)
+
+
+def test_one_that_encodes_for_all_waits_for_nobody(story, tmp_path, monkeypatch):
+    """As in training; and what is no longer complete has no index."""
+    for name, value in (("WORLD_SIZE", "2"), ("TORCHELASTIC_RUN_ID", "x"), ("RANK", "0")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(module, "SHARD", 4)
+    model, output, done = tiny_model("5b"), tmp_path / "out", []
+    selection = select(read_manifest(story), (Rule(9),), model.spec.transformer.patch, 8.0)
+    made = Encoder(model.spec, model.vae, None, 0)
+    source = Source(vae="x", text=None, conditions=False, plan={})
+    module.encode(selection, story.parent, output, made, source, done=done.append)
+    assert done == [0, 4, 4, 3]
+    assert len(Encoded(output).samples) == 11
+    next(output.glob("*.safetensors")).unlink()
+
+    def dies(*_):
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        module.encode(selection, story.parent, output, dies, source)
+    assert not (output / encoded.INDEX).exists()
 
 
 def test_a_damaged_shard_is_told_by_the_sample(folder, tmp_path):

@@ -210,9 +210,10 @@ def test_who_knows_all_has_no_loss_and_all_points(shown):
         (2, (), (6.0, -9.0, -9.0), {0}),  # two of a kind
         (1, ("transform",), (6.0, -1.0, -6.0), {0, 1}),
         (1, ("rain",), (6.0, -1.0, -6.0), {0}),
-        (3, (), (2.0, 1.0, -1.0), {0, 1, 2}),
-        (1, (), (9.0, 8.0, -6.0), {0, 1}),  # who is seen clearly is there, whatever else is said
-        (1, (), (-9.0, -9.5, -9.0), set()),
+        (3, (), (6.0, 1.0, -1.0), {0}),  # they are of one kind
+        (2, ("transform",), (6.0, -1.0, -1.0), {0, 1, 2}),
+        (1, (), (9.0, 5.0, -6.0), {0, 1}),  # who is seen clearly is there, whatever else is said
+        (1, (), (-5.0, -9.5, -9.0), set()),
     ],
 )
 def test_who_is_there_agrees_with_how_many_there_are(count, events, present, want):

@@ -46,7 +46,7 @@ from cogvideox.checkpoints.weights import (
     write_weights,
 )
 from cogvideox.core.device import pick_device, pick_dtype
-from cogvideox.core.errors import CheckpointError, InputError
+from cogvideox.core.errors import CheckpointError, InputError, Note
 from cogvideox.core.files import atomic_path
 from cogvideox.core.pages import FilePages
 from cogvideox.diffusion.schedule import Schedule, make_schedule
@@ -207,11 +207,13 @@ def save_model(model: Model, folder: str | Path, *, dtype: str | torch.dtype | N
     spec = model.spec
     if spec.image_conditioned and spec.vae.condition_scale not in (spec.vae.scale, 1 / spec.vae.scale):
         ours, theirs = f"{spec.vae.condition_scale:g}", f"1/{spec.vae.scale:g}"
-        warnings.warn(f"diffusers will scale the image condition by {theirs}, not by {ours}", stacklevel=2)
+        warnings.warn(
+            f"diffusers will scale the image condition by {theirs}, not by {ours}", Note, stacklevel=2
+        )
     policy = diffusers_policy(spec.transformer)
     if "rope" in spec.transformer.positions and spec.position_policy != policy:
         told = f"diffusers will {policy} positions at other sizes, not {spec.position_policy} them"
-        warnings.warn(told, stacklevel=2)
+        warnings.warn(told, Note, stacklevel=2)
     configs = {
         "model_index.json": _model_index(spec, _tokenizer_class(model.text)),
         OWN_FILE: write_own(spec, model.record),

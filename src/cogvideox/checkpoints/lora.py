@@ -25,7 +25,7 @@ from cogvideox.checkpoints.folder import Model
 from cogvideox.checkpoints.keymaps import Rule, diffusers_transformer
 from cogvideox.checkpoints.settings import parse_json, read_json, typed
 from cogvideox.checkpoints.weights import Weights
-from cogvideox.core.errors import CheckpointError, InputError, nearest
+from cogvideox.core.errors import CheckpointError, InputError, Note, nearest
 from cogvideox.core.files import atomic_path
 from cogvideox.models.specs import SPECS, TransformerSpec
 from cogvideox.models.text import fingerprint
@@ -118,7 +118,9 @@ def load_lora(source: str | Path, *, alpha: float | None = None, revision: str |
         scale = alpha if alpha is not None else down.shape[0] if stored is None else stored
         layers[name] = LoraLayer(down, up, float(scale))
     if silent:
-        warnings.warn(f"{path} does not say its alpha; taking alpha = rank, as diffusers does", stacklevel=2)
+        warnings.warn(
+            f"{path} does not say its alpha; taking alpha = rank, as diffusers does", Note, stacklevel=2
+        )
     return Lora(
         layers=layers,
         source=str(source),
@@ -367,7 +369,7 @@ def _fitting(
             hint = " (--allow-partial merges those that do)" if fitting else ""
             raise CheckpointError(f"{adapter} does not fit {target}: {told}{hint}")
         # Past the decorator of `apply`.
-        warnings.warn(f"of {adapter} only a part is merged into {target}: {told}", stacklevel=4)
+        warnings.warn(f"of {adapter} only a part is merged into {target}: {told}", Note, stacklevel=4)
     return fitting
 
 

@@ -5,11 +5,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
 import traceback
 import warnings
-from pathlib import Path
 from types import FrameType
 from typing import Annotated, TextIO
 
@@ -30,7 +30,7 @@ from cogvideox.cli import (
     train,
 )
 from cogvideox.cli.voice import Voice
-from cogvideox.core.errors import InputError, NonFiniteError, PeerError
+from cogvideox.core.errors import InputError, NonFiniteError, Note, PeerError
 from cogvideox.core.heap import one_heap
 
 STOPPED = 130
@@ -118,7 +118,8 @@ def _note(
     line: str | None = None,
 ) -> None:
     """Our own warnings are for the user, in one line; those of libraries stay as they are."""
-    if category is UserWarning and Path(filename).is_relative_to(Path(cogvideox.__file__).parent):
-        print("note ", " ".join(str(message).split()), file=sys.stderr)
-    else:
-        sys.stderr.write(warnings.formatwarning(message, category, filename, lineno, line))
+    text = warnings.formatwarning(message, category, filename, lineno, line)
+    if issubclass(category, Note):
+        text = f"note  {' '.join(str(message).split())}\n"
+    with contextlib.suppress(OSError):  # nobody listens
+        (file or sys.stderr).write(text)

@@ -30,6 +30,10 @@ class NonFiniteError(RuntimeError):
     exit_status = 3
 
 
+class Note(UserWarning):
+    """Something that the user should know, which a command tells in one line."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """' (did you mean ...?)' when `known` holds a close match of `name`, else the list of known names."""
     names = sorted(known)

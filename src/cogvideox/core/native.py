@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from cogvideox.core.device import cpu_flags
+from cogvideox.core.errors import Note
 from cogvideox.core.files import atomic_path
 
 R = TypeVar("R")
@@ -73,7 +74,9 @@ class Kernels:
             return ctypes.CDLL(str(built))
         except (OSError, subprocess.CalledProcessError) as error:
             reason = getattr(error, "stderr", None) or str(error)
-            warnings.warn(f"{self.source} was not built, plain code does its work: {reason!r}", stacklevel=2)
+            warnings.warn(
+                f"{self.source} was not built, plain code does its work: {reason!r}", Note, stacklevel=2
+            )
             return None
 
     def take(self, x: Tensor, gradients: bool = False) -> bool:

@@ -27,6 +27,8 @@ from cogvideox.data.samples import Sample
 
 SHARD = 64
 """Samples."""
+INDEX = "index.json"
+"""There is one when the folder is complete."""
 _SAMPLES = TypeAdapter(tuple[Sample, ...])
 
 
@@ -124,7 +126,7 @@ def finish(folder: Path, shards: Iterable[str]) -> dict[str, str]:
     if not count:
         first = next(iter(reasons.values()), "there are none")
         raise InputError(f"none of the samples could be encoded; the first: {first}")
-    write_text(folder / "index.json", json.dumps({"shards": names}))
+    write_text(folder / INDEX, json.dumps({"shards": names}))
     return reasons
 
 
@@ -139,7 +141,7 @@ class Encoded:
         """
         self.folder = folder
         try:
-            shards = json.loads((folder / "index.json").read_text(encoding="utf-8"))["shards"]
+            shards = json.loads((folder / INDEX).read_text(encoding="utf-8"))["shards"]
             source = json.loads((folder / "source.json").read_text(encoding="utf-8"))
         except FileNotFoundError as error:
             raise InputError(

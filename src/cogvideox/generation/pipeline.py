@@ -22,7 +22,7 @@ import cogvideox
 from cogvideox.checkpoints.configs import Compat
 from cogvideox.checkpoints.folder import Model
 from cogvideox.core.device import memory
-from cogvideox.core.errors import InputError
+from cogvideox.core.errors import InputError, Note
 from cogvideox.core.pages import FilePages
 from cogvideox.core.shapes import ClipShape
 from cogvideox.data.video import Frames
@@ -51,7 +51,7 @@ class _Warner(Watch):
 
     def note(self, text: str) -> None:
         super().note(text)
-        warnings.warn(text, stacklevel=2)
+        warnings.warn(text, Note, stacklevel=2)
 
 
 @dataclass(frozen=True, repr=False)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, T5EncoderModel
 
-from cogvideox.core.errors import InputError
+from cogvideox.core.errors import InputError, Note
 
 SAMPLE = 256  # bytes of each tensor that enter a fingerprint
 
@@ -104,7 +104,7 @@ class TextEncoder:
         for prompt in prompts:
             if tail := self.cut_tail(prompt):
                 used = f"the prompt has {self.tokens(prompt)} tokens, {self.length} fit"
-                warnings.warn(f"{used}; lost: {tail!r}", stacklevel=2)
+                warnings.warn(f"{used}; lost: {tail!r}", Note, stacklevel=2)
         embeddings = [self._encode(prompt) for prompt in prompts]
         device = self.model.device
         return torch.stack(embeddings).to("cpu" if device.type == "meta" else device)

@@ -26,7 +26,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-from cogvideox.core.errors import CheckpointError
+from cogvideox.core.errors import CheckpointError, Note
 from cogvideox.parallel.groups import Group, answering
 
 MANIFEST = "manifest.json"
@@ -82,7 +82,7 @@ class Checkpoints:
             if (fault := self._fault(path)) is None:
                 return self._read(path, template)
             if self._first:
-                warnings.warn(f"checkpoint {path.name} is not used: {fault}", stacklevel=2)
+                warnings.warn(f"checkpoint {path.name} is not used: {fault}", Note, stacklevel=2)
         if found:
             raise CheckpointError(f"no checkpoint in {self.folder} is whole; the newest: {fault}")
         return None

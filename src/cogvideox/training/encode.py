@@ -27,7 +27,7 @@ from cogvideox.checkpoints.weights import Weights, build
 from cogvideox.core import launch, rng
 from cogvideox.core.errors import InputError
 from cogvideox.core.shapes import encode_plan
-from cogvideox.data.encoded import SHARD, Content, Source, finish, shard_name, write_shard
+from cogvideox.data.encoded import INDEX, SHARD, Content, Source, finish, shard_name, write_shard
 from cogvideox.data.manifest import read_manifest
 from cogvideox.data.samples import Rule, Sample, Selection, pixels, select, subject
 from cogvideox.data.video import Frames
@@ -146,20 +146,24 @@ def encode(
     source: Source,
     *,
     workers: int = 1,
+    share: tuple[int, int] = (0, 1),
     done: Callable[[int], object] = lambda count: None,
 ) -> dict[str, str]:
     """Encode samples of a manifest in `folder` to `output`, from where an earlier call was stopped.
 
-    Worker processes draw or decode, this one encodes; `done` hears of each shard's samples. Of several that
-    torchrun started each takes every n-th shard, and the first waits for the others. Returns what could not
-    be read: id -> reason. InputError when `output` is another source's, or nothing can be read.
+    Worker processes draw or decode, this one encodes; `done` hears of each shard's samples. With a `share`
+    (k, n) of the shards, this is process k of n that write to the same folder: the first waits for the
+    others. Returns what could not be read: id -> reason. InputError when `output` is another source's, or
+    nothing can be read.
     """
     source.claim(output)
     samples = selection.samples
     shards = [samples[first : first + SHARD] for first in range(0, len(samples), SHARD)]
     files = [output / shard_name(shard) for shard in shards]
-    own = slice(launch.rank() if launch.processes() > 1 else 0, None, launch.processes())
+    own = slice(share[0], None, share[1])
     missing = [shard for shard, file in zip(shards[own], files[own], strict=True) if not file.exists()]
+    if missing:  # the folder is no longer complete: its index may be that of a smaller manifest
+        (output / INDEX).unlink(missing_ok=True)
     done(sum(map(len, shards[own])) - sum(map(len, missing)))
     todo = [sorted(shard, key=_size) for shard in missing]
     wanted = _Pixels([sample for shard in todo for sample in shard], folder)
@@ -182,7 +186,8 @@ def encode(
         return {}
     while not all(file.exists() for file in files):  # torchrun ends all when one has failed
         time.sleep(POLL)
-    done(len(samples) - sum(map(len, shards[own])))
+    if share[1] > 1:
+        done(len(samples) - sum(map(len, shards[own])))
     return finish(output, [file.name for file in files])
 
 
@@ -249,7 +254,14 @@ def encode_manifest(order: Order, say: Callable[[str], object]) -> str:
 
     encoder = Encoder(spec, vae, text, order.seed)
     lost = encode(
-        selection, order.manifest.parent, order.output, encoder, source, workers=order.workers, done=done
+        selection,
+        order.manifest.parent,
+        order.output,
+        encoder,
+        source,
+        workers=order.workers,
+        share=(launch.rank(), launch.processes()) if launch.processes() > 1 else (0, 1),
+        done=done,
     )
     unreadable = f"{len(lost)} unreadable" + " (see unreadable.jsonl)" * bool(lost)
     return f"{told}{len(selection.samples) - len(lost)} encoded, {unreadable}, {left}"

@@ -31,7 +31,7 @@ from cogvideox.data.storybook.scenes import Scene, scene
 from cogvideox.data.storybook.state import Actor
 from cogvideox.data.storybook.world import heldout_triples
 from cogvideox.data.video import Frames
-from cogvideox.models.judge import STRIDE, Gist, JudgeSpec, Questions, fit
+from cogvideox.models.judge import MOMENT, STRIDE, Gist, JudgeSpec, Questions, fit
 
 SIDES = (64, 96, 128, 128)
 """Short sides in pixels of the renders, one drawn for each step."""
@@ -341,8 +341,10 @@ class JudgeBatches(Dataset[Any]):
                 clip = replace(clip, style=style)
             films += portraits(clip, min(PORTRAITS, left), height, width, draw)
         wear, (frames,) = self._wear(films, step, draw), {len(film) for _, film, _ in films}
-        first, last = sorted(draw.choice(frames + 1, 2, replace=False).tolist())
-        span = (first, last) if frames > 1 and draw.random() < PARTS else None
+        span = None
+        if stage.frames and draw.random() < PARTS:
+            first = int(draw.integers(frames - MOMENT + 1))
+            span = first, int(draw.integers(first + MOMENT, frames + 1))
         return [show(films, self.spec, wear, span)]
 
     def _wear(

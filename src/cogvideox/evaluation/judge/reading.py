@@ -63,23 +63,24 @@ class Reading:
     @torch.no_grad()
     def characters(self, first: int = 0, last: int | None = None) -> frozenset[str]:
         """All that are there at some time from frame `first` to `last`, that one not included."""
+        last = self.frames if last is None else last
         logits_1K = self.net.present(self.look, first, last)
-        if first == 0 and (last or self.frames) == self.frames >= SHORTEST:
-            logits_1K = settled(logits_1K, self.net.whole(self.look))
+        if last - first == self.frames >= SHORTEST:
+            logits_1K = settled(logits_1K, self._whole)
         pairs = zip(vocabulary()["character"], logits_1K[0].tolist(), strict=True)
         return frozenset(word for word, logit in pairs if logit > 0)
 
     @cached_property
     @torch.no_grad()
     def _whole(self) -> dict[str, Tensor]:
-        return {name: logits[0] for name, logits in self.net.whole(self.look).items()}
+        return self.net.whole(self.look)
 
     def about(self, question: str) -> str:
         """The answer to "scene", "style", "camera" or "count"."""
-        return vocabulary()[question][int(self._whole[question].argmax())]
+        return vocabulary()[question][int(self._whole[question][0].argmax())]
 
     def events(self) -> frozenset[str]:
-        pairs = zip(vocabulary()["event"], self._whole["event"].tolist(), strict=True)
+        pairs = zip(vocabulary()["event"], self._whole["event"][0].tolist(), strict=True)
         return frozenset(word for word, logit in pairs if logit > 0)
 
     def motion(self, who: str, other: str | None = None, first: int = 0, last: int | None = None) -> str:
