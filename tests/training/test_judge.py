@@ -308,18 +308,16 @@ def test_a_judge_learns_in_the_loop(tmp_path, shown):
         with torch.no_grad():
             found = losses(answer(net, keep(net, shown)), shown.truth)
             found |= sight_losses(look_at(net, shown), shown)
-        parts = {
-            part: set(names) - {"characters"} for part, names in module.LEARNS.items()
-        }  # both learn that
-        return {part: float(sum(found[n] for n in names & set(found))) for part, names in parts.items()}
+        parts = {part: set(names) - {"characters"} for part, names in module.LEARNS.items()}  # common to both
+        return {part: float(sum(found[name] for name in names)) for part, names in parts.items()}
 
     task = learner(Place.pick("cpu"))
     before, first = errors(task.model), JudgeNet(SPEC)
-    rates = dict.fromkeys(("eye", "time"), Rates(matrix_lr=0.02, lr=2e-3, warmup=1, decay_from=1.0, ema=0.8))
+    rates = dict.fromkeys(("eye", "time"), Rates(matrix_lr=0.03, lr=4e-3, warmup=1, decay_from=1.0, ema=0.8))
     trained = train(task, tmp_path, rates, steps=16, workers=0)
     task.load(first, {name: optimizer.ema_weights() for name, optimizer in trained.items()})
     after = errors(first)
-    assert all(after[phase] < 0.95 * before[phase] for phase in before)
+    assert all(after[phase] < 0.9 * before[phase] for phase in before)
     for one, other in zip(task.model.eye.parameters(), first.eye.parameters(), strict=True):
         assert torch.equal(one, other), "what the others learned with is what is kept"
     assert [optimizer.updates for optimizer in trained.values()] == [8, 8]

@@ -141,12 +141,14 @@ class Kept:
         return self.gist.about_BTA.shape[0] * self.gist.about_BTA.shape[1]
 
     def write(self, path: Path) -> None:
+        """Write a file that `read` reads, atomically."""
         path.parent.mkdir(exist_ok=True)
         with atomic_path(path) as partial:
             torch.save(asdict(self), partial)
 
     @classmethod
     def read(cls, path: Path) -> Kept:
+        """What `write` wrote, on the CPU."""
         parts = torch.load(path, weights_only=True)
         gist, suspects = Gist(**parts.pop("gist")), Questions(**parts.pop("suspects"))
         truth = parts.pop("truth")
