@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from cogvideox.models import judge as module
-from cogvideox.models.judge import JudgeNet, JudgeSpec, OverTime, Questions, fit, flow
+from cogvideox.models.judge import model as module
+from cogvideox.models.judge.eye import JudgeSpec, fit, flow
+from cogvideox.models.judge.model import JudgeNet
+from cogvideox.models.judge.timeline import OverTime, Questions
 
 ANSWERS = {"character": 5, "scene": 3, "style": 2, "camera": 4, "event": 2, "count": 4}
 SPEC = JudgeSpec(

@@ -14,7 +14,8 @@ from cogvideox.data.storybook.labels import vocabulary
 from cogvideox.data.storybook.state import ACTIONS
 from cogvideox.evaluation.judge.reading import Judge
 from cogvideox.generation.generate import Place
-from cogvideox.models.judge import JudgeNet, JudgeSpec, Look
+from cogvideox.models.judge.eye import JudgeSpec
+from cogvideox.models.judge.model import JudgeNet, Look
 from cogvideox.training import judge as module
 from cogvideox.training import lessons
 from cogvideox.training import run as runs

@@ -27,7 +27,8 @@ from cogvideox.data.storybook import Clip, World
 from cogvideox.data.storybook.labels import vocabulary
 from cogvideox.data.storybook.world import VERSION
 from cogvideox.generation.generate import Place
-from cogvideox.models.judge import JudgeNet, JudgeSpec, Look
+from cogvideox.models.judge.eye import JudgeSpec
+from cogvideox.models.judge.model import JudgeNet, Look
 from cogvideox.training.lessons import SEVERAL, JudgeBatches, JudgeStage, Kept, Shown, Truth, moved, show
 from cogvideox.training.task import Loss, Metrics, Phase
 

@@ -31,7 +31,8 @@ from cogvideox.data.storybook.scenes import Scene, scene
 from cogvideox.data.storybook.state import Actor
 from cogvideox.data.storybook.world import heldout_triples
 from cogvideox.data.video import Frames
-from cogvideox.models.judge import MOMENT, STRIDE, Gist, JudgeSpec, Questions, fit
+from cogvideox.models.judge.eye import STRIDE, JudgeSpec, fit
+from cogvideox.models.judge.timeline import MOMENT, Gist, Questions
 
 SIDES = (64, 96, 128, 128)
 """Short sides in pixels of the renders, one drawn for each step."""

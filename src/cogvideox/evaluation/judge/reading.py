@@ -13,7 +13,9 @@ from cogvideox.core.device import pick_dtype
 from cogvideox.core.errors import InputError
 from cogvideox.data.storybook.labels import SHORTEST, vocabulary
 from cogvideox.data.video import Frames
-from cogvideox.models.judge import JudgeNet, Look, Questions, fit
+from cogvideox.models.judge.eye import fit
+from cogvideox.models.judge.model import JudgeNet, Look
+from cogvideox.models.judge.timeline import Questions
 from cogvideox.training.judge import SHIPPED, read_judge, settled
 
 FPS = 8
