@@ -16,8 +16,8 @@ from cogvideox.core import rng
 from cogvideox.core.errors import NonFiniteError
 from cogvideox.training.checkpoint import Checkpoints
 from cogvideox.training.interrupt import ASKED, Stopped
-from cogvideox.training.loop import Every, Rates, Span, Trainer, _stream, lr_scale, train
-from cogvideox.training.optim import MasterOptimizer
+from cogvideox.training.loop import Every, Rates, Span, Trainer, _stream, train
+from cogvideox.training.optim import MasterOptimizer, lr_scale
 from cogvideox.training.task import Loss, Phase
 
 

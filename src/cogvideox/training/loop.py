@@ -22,7 +22,7 @@ from cogvideox.parallel.training import ALONE, Ranks
 from cogvideox.training.checkpoint import Checkpoints, State
 from cogvideox.training.interrupt import Interrupt, Stopped, ignore
 from cogvideox.training.metrics import Journal, Meter, Writer
-from cogvideox.training.optim import MasterOptimizer
+from cogvideox.training.optim import MasterOptimizer, lr_scale
 from cogvideox.training.task import Metrics, Named, Phase, Stateful, Task, Tolerant
 
 BAD = 10  # steps in a row with numbers that are not finite end the run
@@ -61,16 +61,6 @@ class Rates:
             ema=self.ema,
             weights=ranks.place(phase.module, phase.within),
         )
-
-
-def lr_scale(step: int, total: int, warmup: int, decay_from: float) -> float:
-    """Linear warm-up, constant, then from `decay_from` * total on a cosine to 0."""
-    if step < warmup:
-        return (step + 1) / warmup
-    start = decay_from * total
-    if step <= start:
-        return 1.0
-    return 0.5 * (1 + math.cos(math.pi * (step - start) / max(1.0, total - start)))
 
 
 @dataclass(frozen=True, kw_only=True)

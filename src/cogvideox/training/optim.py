@@ -187,3 +187,13 @@ class MasterOptimizer:
                 if "step" in moments:
                     moments["step"].fill_(self.updates)
         self._copy_to_model()
+
+
+def lr_scale(step: int, total: int, warmup: int, decay_from: float) -> float:
+    """Linear warm-up, constant, then from `decay_from` * total on a cosine to 0."""
+    if step < warmup:
+        return (step + 1) / warmup
+    start = decay_from * total
+    if step <= start:
+        return 1.0
+    return 0.5 * (1 + math.cos(math.pi * (step - start) / max(1.0, total - start)))
