@@ -21,7 +21,10 @@ def task():
     tokenizer = make_tokenizer([caption for told in CAPTIONS for caption in told], SPEC.vocabulary)
     text = new_t5(SPEC, 32, len(tokenizer))
     place = Place.pick("cpu")
-    return TextTask(text, lambda told: tokenize(tokenizer, told, 8), CAPTIONS, place, seed=0, width=16)
+    families = [CAPTIONS[first : first + 4] for first in range(0, len(CAPTIONS), 4)]
+    return TextTask(
+        text, lambda told: tokenize(tokenizer, told, 8), families, place, seed=0, clips=16, width=16
+    )
 
 
 def found(learner, place):
@@ -49,3 +52,16 @@ def test_partners_are_two_captions_of_one_clip():
     assert len(one) == len(set(one)) == len(CAPTIONS)
     for pair in zip(one, other, strict=True):
         assert sorted(pair) in [sorted(told) for told in CAPTIONS]
+
+
+def test_families_stay_together():
+    """Half of all clips: two whole families, of one character each."""
+    learner = task()
+    learner.batches().clips = 8
+    for step in range(5):
+        ((one, _),) = learner.batches()[step]
+        who = [
+            next(word for word in caption.split() if word in ("cat", "dog", "fox", "owl")) for caption in one
+        ]
+        assert len(set(who[:4])) == len(set(who[4:])) == 1
+        assert len(set(one)) == 8

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,10 @@ from cogvideox.core.errors import InputError
 from cogvideox.core.files import atomic_path, same_source
 from cogvideox.data.encoded import Encoded, Store
 from cogvideox.data.samples import Sample
-from cogvideox.data.storybook.world import VERSION
+from cogvideox.data.storybook.clip import Clip
+from cogvideox.data.storybook.rows import VARIANTS
+from cogvideox.data.storybook.siblings import siblings
+from cogvideox.data.storybook.world import VERSION, World
 from cogvideox.diffusion.schedule import make_schedule
 from cogvideox.generation.generate import Place
 from cogvideox.generation.plan import measure
@@ -40,6 +44,8 @@ from cogvideox.training.stores import encode_rows, encode_storybook, live
 from cogvideox.training.stream import StreamBatches
 from cogvideox.training.text import TextTask, make_tokenizer, new_t5, tokenize
 
+FAMILIES, SIBLINGS = 2000, 8
+"""Of Storybook, what the text encoder learns to tell apart."""
 CACHE = 2**31  # bytes of the captions' embeddings kept in memory
 
 
@@ -155,6 +161,8 @@ class Ingredients:
         sizes, home, spec = self.recipe.text, self._text_home, self.spec
         if home is not None:
             text = load_text(home / "text_encoder", home / "tokenizer", spec, *self._place)
+            if steps := self.recipe.text_steps:
+                text = _learn_text(text, steps, self.recipe, self.store.samples, self.run)
         elif sizes is None:
             raise InputError(
                 "a model needs a text encoder: give the sizes of a new one as `text`, or `start`"
@@ -231,43 +239,79 @@ def _initialise(transformer: Transformer) -> None:
             nn.init.zeros_(parameter)
 
 
-def _new_text(sizes: NewText, recipe: TransformerRecipe, samples: Sequence[Sample], run: Run) -> TextEncoder:
-    """A text encoder trained by itself in `folder/text`; from then on it is frozen, as T5 is in the paper."""
-    folder, place = run.folder, run.place
+class _Siblings(Sequence[list[list[str]]]):
+    """Families of clips of Storybook, each with its captions, made when they are first needed."""
+
+    def __init__(self, seed: int) -> None:
+        self.world, self.made = World(seed), dict[int, list[list[str]]]()
+
+    def __len__(self) -> int:
+        return FAMILIES
+
+    def __getitem__(self, index: Any) -> Any:
+        if index not in self.made:
+            self.made[index] = [_told(clip) for clip in siblings(self.world, int(index), SIBLINGS)]
+        return self.made[index]
+
+
+def _told(clip: Clip) -> list[str]:
+    return [tell(variant) for tell in (clip.short_caption, clip.dense_caption) for variant in range(VARIANTS)]
+
+
+def _families(recipe: TransformerRecipe, samples: Sequence[Sample]) -> Sequence[list[list[str]]]:
+    """Captions that the text encoder must tell apart: family -> clip -> paraphrases."""
+    if isinstance(recipe.data, StorybookData):
+        return _Siblings(recipe.seed)
     # Samples of other shapes show some of the same clips: each counts once.
     clips = list({tuple(sample.captions): sample.captions for sample in samples}.values())
-    run.ranks.lead(lambda: _make_tokenizer(sizes, clips, folder / "tokenizer"))
-    tokenizer = read_tokenizer(folder / "tokenizer")
+    return [[[words for _, words in captions]] for captions in clips]
+
+
+def _new_text(sizes: NewText, recipe: TransformerRecipe, samples: Sequence[Sample], run: Run) -> TextEncoder:
+    """A text encoder trained by itself in `folder/text`; from then on it is frozen, as T5 is in the paper."""
+    home = run.folder / "tokenizer"
+    run.ranks.lead(lambda: _make_tokenizer(sizes, samples, home))
+    tokenizer = read_tokenizer(home)
     length, width = recipe.model.transformer.text_length, recipe.model.transformer.text_dim
-    model = new_t5(sizes, width, len(tokenizer))
-    for kind in dict(clips[0]):
-        told = [words for captions in clips[:400] for name, words in captions if name == kind]
+    for kind in dict(samples[0].captions):
+        told = [words for sample in samples[:400] for name, words in sample.captions if name == kind]
         cut = [len(tokenizer(words)["input_ids"]) > length for words in told]
         print(f"text: {sum(cut) / len(cut):.0%} of {kind} captions are longer than {length} tokens, and cut")
-    print(f"text: learning {len(clips)} clips' captions", flush=True)
-    captions = [[words for _, words in some] for some in clips]
+    model = new_t5(sizes, width, len(tokenizer))
+    return _learn_text(TextEncoder(tokenizer, model, length), sizes.steps, recipe, samples, run)
+
+
+def _learn_text(
+    text: TextEncoder, steps: int, recipe: TransformerRecipe, samples: Sequence[Sample], run: Run
+) -> TextEncoder:
+    """The encoder, after so many steps of telling captions apart in `folder/text`."""
+    families = _families(recipe, samples)
+    print(f"text: learning the captions of {len(families)} families of clips", flush=True)
+    model = text.model.float().requires_grad_(True)
     task = TextTask(
-        model, lambda texts: tokenize(tokenizer, texts, length), captions, place, seed=recipe.seed
+        model, lambda told: tokenize(text.tokenizer, told, text.length), families, run.place, seed=recipe.seed
     )
     rates = {"model": Rates(matrix_lr=0.0, lr=1e-3, decay_from=0.2)}
     train(
         task,
-        folder / "text",
+        run.folder / "text",
         rates,
-        steps=sizes.steps,
+        steps=steps,
         every=recipe.every,
         workers=0,
         writers=[View()],
         ranks=run.ranks.replicas(),
     )
     for parameter in model.requires_grad_(False).parameters():
-        parameter.data = parameter.data.bfloat16().to(place.dtype)  # what will be stored, and no more
-    return TextEncoder(tokenizer, model, length)
+        parameter.data = parameter.data.bfloat16().to(run.place.dtype)  # what will be stored, and no more
+    return TextEncoder(text.tokenizer, model, text.length)
 
 
-def _make_tokenizer(sizes: NewText, clips: Sequence[Sequence[tuple[str, str]]], home: Path) -> None:
+def _make_tokenizer(sizes: NewText, samples: Sequence[Sample], home: Path) -> None:
     """The tokenizer of the run, made from the captions of its clips the first time."""
     if not home.is_dir():
-        words = (words for captions in clips for _, words in captions)
+        words = (
+            words for captions in dict.fromkeys(tuple(s.captions) for s in samples) for _, words in captions
+        )
         with atomic_path(home) as partial:
             make_tokenizer(words, sizes.vocabulary).save_pretrained(partial)

@@ -260,6 +260,8 @@ class TransformerRecipe(Strict):
     """A model ("mini", a folder, a hub id) whose transformer the run goes on from, with its text encoder."""
     text: NewText | None = None
     """Sizes of a new text encoder; None: that of `start`, or of the model that the VAE is from."""
+    text_steps: NonNegativeInt = 0
+    """In which the text encoder of `start` goes on learning to tell captions apart, before it is frozen."""
     data: Annotated[
         Annotated[StorybookData, Tag(_TAGS[0])] | Annotated[ManifestData, Tag(_TAGS[1])],
         Discriminator(_data_kind),
@@ -293,6 +295,8 @@ class TransformerRecipe(Strict):
                 raise InputError("a new text encoder and an adapter are trained on a `manifest`, no `stream`")
             if self.data.kept:
                 raise InputError("a `stream` is never `kept`: its rows are encoded as they come")
+        if self.text_steps and not (self.start and isinstance(self.data, StorybookData)):
+            raise InputError("text_steps: only the text encoder of a `start` goes on learning, on Storybook")
         if isinstance(self.data, StorybookData):
             _unique("parts", names := [part.name for part in self.data.parts])
             for name in (name for stage in self.stages for name in stage.mix if name not in KINDS):

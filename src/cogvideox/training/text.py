@@ -87,15 +87,21 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, captions: list[str], length: in
 
 
 class _Pairs(Dataset[Any]):
-    """Step -> one micro-batch: two captions of some clips, those of one list, then their partners."""
+    """Step -> one micro-batch: two captions of each clip of some families, those of one list, then their
+    partners.
+    """
 
-    def __init__(self, captions: Sequence[Sequence[str]], *, seed: int, clips: int) -> None:
-        self.captions, self.seed, self.clips = captions, seed, clips
+    def __init__(self, families: Sequence[Sequence[Sequence[str]]], *, seed: int, clips: int) -> None:
+        self.families, self.seed, self.clips = families, seed, clips
 
     def __getitem__(self, step: int) -> list[tuple[list[str], list[str]]]:
         draw = rng.generator(self.seed, "text-batch", step)
-        chosen = draw.choice(len(self.captions), size=min(self.clips, len(self.captions)), replace=False)
-        pairs = [draw.choice(self.captions[index], size=2, replace=False) for index in chosen]
+        chosen: list[Sequence[str]] = []
+        for index in draw.permutation(len(self.families)):
+            if len(chosen) >= self.clips:
+                break
+            chosen += self.families[index]
+        pairs = [draw.choice(captions, size=2, replace=False) for captions in chosen[: self.clips]]
         return [([str(a) for a, _ in pairs], [str(b) for _, b in pairs])]
 
 
@@ -109,19 +115,21 @@ class _Seen(nn.Module):
 
 
 class TextTask:
-    """Captions of one clip mean the same: contrastive training of a fresh encoder, its weights in fp32.
+    """Captions of one clip mean the same: contrastive training of an encoder, its weights in fp32.
 
     InfoNCE between two captions of each clip of a batch. Of either only one token is looked at, any one, so
     that every token comes to carry what the caption says, and the transformer finds every difference in it.
     Trained with the transformer the encoder would forget what does not pay in the first steps, as characters.
-    `captions` holds the list of each clip.
+    `families` holds families of clips, each clip with its list of captions. Those of a family show the same
+    character in the same scene: where all clips of a batch differ in these, nothing else is learned, left
+    and right not either.
     """
 
     def __init__(
         self,
         text: T5EncoderModel,
         tokenize: Callable[[list[str]], Tensor],
-        captions: Sequence[Sequence[str]],
+        families: Sequence[Sequence[Sequence[str]]],
         place: Place,
         *,
         seed: int,
@@ -131,7 +139,7 @@ class TextTask:
     ) -> None:
         self.model = _Seen(text, width, seed).to(place.device)
         self.place, self.tokenize, self.seed, self.temperature = place, tokenize, seed, temperature
-        self._batches = _Pairs(captions, seed=seed, clips=clips)
+        self._batches = _Pairs(families, seed=seed, clips=clips)
 
     def batches(self) -> Dataset[Any]:
         return self._batches

@@ -116,6 +116,11 @@ def pick_cast(rng: np.random.Generator) -> tuple[Character, Scene]:
     return who, one_of(rng, scenes)
 
 
+def others(who: Character) -> list[Character]:
+    """All characters but this one."""
+    return [c for c in cast().values() if c.name != who.name]
+
+
 def pick_other(rng: np.random.Generator, where: Scene, test: list[Character]) -> Character:
     """Another character for a scene, usually one that belongs there; `test` are those that are possible."""
     fit = [c for c in test if c.home & where.tags]
@@ -255,12 +260,11 @@ def pick_relation(
 ) -> tuple[str, list[Character]]:
     """A relation and the characters in it, the given one first; "" if none is possible."""
     kinds = [k for k in RELATIONS if duration >= 1 or k in STILL]
-    others = [c for c in cast().values() if c.name != who.name]
     for _ in range(20):
         kind = one_of(rng, kinds)
         if kind == "together" and rng.random() < 0.65:
             return kind, [who] * int(rng.integers(2, 4))
-        possible = [c for c in others if fits(kind, who, c, where)]
+        possible = [c for c in others(who) if fits(kind, who, c, where)]
         if possible:
             return kind, [who, pick_other(rng, where, possible)]
     return "", [who]

@@ -73,7 +73,7 @@ class World:
             seconds = float(np.round(rng.uniform(1, 6), 2)) if duration is None else float(duration)
             seconds = seconds if seconds >= STILL else 0.0
             clip = sample.clip(rng, self.split, self.level, seconds, VERSION, self.seed, index)
-            if self._belongs(clip):
+            if self.belongs(clip):
                 return clip
         raise AssertionError("no clip of this split found in 1000 attempts")
 
@@ -123,6 +123,7 @@ class World:
         )
         return orders.describe(order, VERSION)
 
-    def _belongs(self, clip: Clip) -> bool:
+    def belongs(self, clip: Clip) -> bool:
+        """Whether a clip is of this split."""
         seen = [t in self.heldout for t in clip.triples()]
         return any(seen) if self.split == "heldout" else not any(seen)
