@@ -57,9 +57,9 @@ def measure(task: DiffusionTask, draw: Callable[[int], list[int]]) -> tuple[list
         found = torch.autograd.grad(loss.total / loss.weight, weights)
         squares += sum(g.square().sum().item() for g in found)
         torch._foreach_add_(total, found)
-    mean = sum((t / STEPS).square().sum().item() for t in total)
-    variance = (squares / STEPS - mean) * STEPS / (STEPS - 1)
-    return losses, variance / (mean - variance / STEPS)
+    length = sum((t / STEPS).square().sum().item() for t in total)
+    variance = (squares / STEPS - length) * STEPS / (STEPS - 1)
+    return losses, variance / (length - variance / STEPS)  # the mean's own noise is part of its length
 
 
 def main() -> None:

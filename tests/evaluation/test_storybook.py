@@ -214,12 +214,13 @@ def test_an_evaluation_goes_on_where_it_stopped_and_reports(pipe, tmp_path):
     text = (tmp_path / "out" / "report.md").read_text()
     assert "| model | 0.50 (" in text
     assert "characters 1.000" in text
-    assert (tmp_path / "out" / "single.png").exists()
+    assert "[Sheet](single.jpg)" in text
+    assert (tmp_path / "out" / "single.jpg").exists()
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
         "model.json",
         "report.json",
         "report.md",
-        "single.png",
+        "single.jpg",
         "videos",
     ]
 

@@ -183,3 +183,6 @@ def test_a_rehearsal_is_of_the_largest_stage_with_few_clips(tmp_path):
     assert [(part.frames, part.clips) for part in short.data.parts] == [(9, 1 + 216 // 12), (1, 1 + 216 // 4)]
     assert (short.text.steps, short.data.encoded) == (1, tmp_path)
     assert json.loads(short.model_dump_json())["every"]["evaluate"] == 1
+    assert short.text_steps == 0
+    on = recipe.model_copy(update={"start": "mini", "text_steps": 9})
+    assert dryrun.shortest(on, tmp_path).text_steps == 1

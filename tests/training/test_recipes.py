@@ -82,6 +82,15 @@ def train(recipe: Path, folder: Path, *options: str) -> subprocess.CompletedProc
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
+def learned(run: Path, pipe) -> int:
+    """Steps after which the text encoder of a model was frozen, as the run's own folder holds it."""
+    step, state = Checkpoints(run / "text" / "checkpoints").load()
+    for name, shipped in pipe.text_encoder.model.named_parameters():
+        master = state["model"]["tensors"][f"text.{name}.0.master"]
+        assert torch.equal(master.bfloat16(), shipped.bfloat16())
+    return step
+
+
 def test_from_recipes_to_a_model_that_generates(tmp_path):
     first = train(write(tmp_path / "vae.yaml", VAE), tmp_path / "vae")
     assert first.returncode == 0, first.stderr
@@ -111,20 +120,19 @@ def test_from_recipes_to_a_model_that_generates(tmp_path):
     assert "step 3/3" in second.stderr
     assert "step 3/3" not in again.stderr
     # The text encoder was trained first, and then frozen.
-    step, state = Checkpoints(tmp_path / "model" / "text" / "checkpoints").load()
-    assert step == DIFFUSION["text"]["steps"]
-    for name, shipped in pipe.text_encoder.model.named_parameters():
-        master = state["model"]["tensors"][f"text.{name}.0.master"]
-        assert torch.equal(master.bfloat16(), shipped.bfloat16())
-    # A new run may go on from the model: at a rate of next to nothing it is the same model.
+    assert learned(tmp_path / "model", pipe) == DIFFUSION["text"]["steps"]
+    # A new run may go on from the model: at a rate of next to nothing it is the same, but for what its text
+    # encoder goes on to learn.
     still = {"matrix_lr": 1e-9, "lr": 1e-9}
-    more = recipe | {"start": str(tmp_path / "model" / "model"), "optimizer": still}
+    more = recipe | {"start": str(tmp_path / "model" / "model"), "optimizer": still, "text_steps": 3}
     third = train(write(tmp_path / "more.yaml", more), tmp_path / "more")
     assert third.returncode == 0, third.stderr
     again = load(tmp_path / "more" / "model")
     for part in ("transformer", "vae"):
         new, old = (dict(getattr(p, part).named_parameters()) for p in (again, pipe))
         assert all(torch.allclose(new[name], old[name], rtol=0, atol=1e-6) for name in old)
+    assert learned(tmp_path / "more", again) == 3
+    assert again.text_encoder.fingerprint != pipe.text_encoder.fingerprint
     # Another text encoder in the same folder would be one that the transformer has never seen.
     other = train(tmp_path / "model.yaml", tmp_path / "model", "--set", "text.steps=3")
     assert other.returncode == 2
@@ -199,6 +207,9 @@ def stage(**changes):
         ({"model": DIFFUSION["model"] | {"first_frame": False}}, "known > 0 .*first_frame: true"),
         ({"objective": {"drop_txt": 0.1}}, "objective.drop_txt: unknown key .did you mean 'drop_text'"),
         ({"text": DIFFUSION["text"] | {"steps": 0}}, "text.steps"),
+        ({"text_steps": 1}, "text_steps: the text encoder of a `start` goes on"),
+        ({"start": "mini", "text_steps": 1, "data": {"manifest": "x"}}, "text_steps: .*on Storybook alone"),
+        ({"task": "lora", "base": "mini", "text": None, "text_steps": 1}, "text_steps: "),
         ({"model": "2bb"}, "no model or folder named '2bb' .did you mean '2b'"),
     ],
 )

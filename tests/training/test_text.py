@@ -1,5 +1,7 @@
 """The text encoder's first training: captions of one clip come together, those of others apart."""
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 
@@ -22,9 +24,9 @@ def task():
     text = new_t5(SPEC, 32, len(tokenizer))
     place = Place.pick("cpu")
     families = [CAPTIONS[first : first + 4] for first in range(0, len(CAPTIONS), 4)]
-    return TextTask(
-        text, lambda told: tokenize(tokenizer, told, 8), families, place, seed=0, clips=16, width=16
-    )
+    ids = partial(tokenize, tokenizer, length=8)
+    count = len(families)
+    return TextTask(text, ids, lambda n: families[n], count, place, seed=0, clips=16, width=16)
 
 
 def found(learner, place):

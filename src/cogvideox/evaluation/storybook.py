@@ -81,7 +81,7 @@ def evaluate(pipe: Pipeline, judge: Judge, order: Order, folder: Path) -> Iterat
         hits = judged(judge.read, asked, videos)
         shares = {r: {s: asdict(Share.of(seeds)) for s, seeds in by.items()} for r, by in hits.items()}
         found[name] = {"frames": SETS[name].frames, "rows": shares}
-        _sheet(asked, [seeds[0] for seeds in videos], hits["model"], folder / f"{name}.png")
+        _sheet(asked, [seeds[0] for seeds in videos], hits["model"], folder / _sheet_name(name))
     report = {
         "model": _model(pipe),
         "judge": judge.ceiling,
@@ -109,10 +109,18 @@ def _model(pipe: Pipeline) -> dict[str, Any]:
 
 def _video(pipe: Pipeline, case: Case, seed: int, folder: Path) -> Frames:
     """The video of a prompt and a seed, always as its file shows it."""
-    path = folder / f"{case.of.replace(' ', '-')}-{case.number:02d}-{seed}.mp4"
+    path = folder / f"{_slug(case.of)}-{case.number:02d}-{seed}.mp4"
     if not path.exists():
         pipe(case.prompt, frames=case.frames, seed=seed, watch=Watch()).save(path)
     return read_video(path).frames
+
+
+def _slug(name: str) -> str:
+    return name.replace(" ", "-")
+
+
+def _sheet_name(name: str) -> str:
+    return f"{_slug(name)}.jpg"
 
 
 def judged(
@@ -169,7 +177,8 @@ def markdown(report: dict[str, Any]) -> str:
     ]
     for name, found in report["sets"].items():
         scores = list(found["rows"]["model"])
-        lines += ["", f"## {name} ({found['frames']} frames)", "", f"| | {' | '.join(scores)} |"]
+        lines += ["", f"## {name} ({found['frames']} frames)", "", f"[Sheet]({_sheet_name(name)})", ""]
+        lines.append(f"| | {' | '.join(scores)} |")
         lines.append("|---" * (len(scores) + 1) + "|")
         for line, by in found["rows"].items():
             cells = [f"{s['mean']:.2f} ({s['low']:.2f} to {s['high']:.2f})" for s in map(by.get, scores)]

@@ -200,7 +200,7 @@ def shortest(recipe: AnyRecipe, scratch: Path) -> AnyRecipe:
         only = (replace(recipe.stages[0], steps=1, passes=1),)  # the eye's backward takes most
         return recipe.model_copy(update={"stages": only, "every": every})
     chosen = recipe.stages[largest].model_copy(update={"steps": 1})
-    changes = {"stages": (chosen,), "every": every}
+    changes = {"stages": (chosen,), "every": every, "text_steps": min(1, recipe.text_steps)}
     if recipe.text is not None:
         changes["text"] = recipe.text.model_copy(update={"steps": 1})
     if isinstance(recipe.data, StorybookData):

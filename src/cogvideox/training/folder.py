@@ -71,7 +71,7 @@ def begin(folder: Path, recipe: AnyRecipe, command: Sequence[str], place: Place)
     folder.mkdir(parents=True, exist_ok=True)
     resolved: dict[str, Any] = recipe.model_dump(mode="json")
     path = folder / "recipe.yaml"
-    if path.exists() and any(folder.glob("checkpoints/[!.]*")):
+    if path.exists() and any(any(folder.glob(f"{where}checkpoints/[!.]*")) for where in ("", "text/")):
         begun = yaml.safe_load(path.read_text(encoding="utf-8"))
         with contextlib.suppress(ValidationError):  # keys that are new since then get their defaults
             begun = type(recipe).model_validate(begun).model_dump(mode="json")

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -42,7 +41,7 @@ from cogvideox.training.packs import DiffusionStage, PackedBatches
 from cogvideox.training.recipe import NewText, StorybookData, TransformerRecipe
 from cogvideox.training.stores import encode_rows, encode_storybook, live
 from cogvideox.training.stream import StreamBatches
-from cogvideox.training.text import TextTask, make_tokenizer, new_t5, tokenize
+from cogvideox.training.text import Family, TextTask, make_tokenizer, new_t5, tokenize
 
 FAMILIES, SIBLINGS = 2000, 8
 """Of Storybook, what the text encoder learns to tell apart."""
@@ -239,32 +238,23 @@ def _initialise(transformer: Transformer) -> None:
             nn.init.zeros_(parameter)
 
 
-class _Siblings(Sequence[list[list[str]]]):
-    """Families of clips of Storybook, each with its captions, made when they are first needed."""
-
-    def __init__(self, seed: int) -> None:
-        self.world, self.made = World(seed), dict[int, list[list[str]]]()
-
-    def __len__(self) -> int:
-        return FAMILIES
-
-    def __getitem__(self, index: Any) -> Any:
-        if index not in self.made:
-            self.made[index] = [_told(clip) for clip in siblings(self.world, int(index), SIBLINGS)]
-        return self.made[index]
-
-
-def _told(clip: Clip) -> list[str]:
-    return [tell(variant) for tell in (clip.short_caption, clip.dense_caption) for variant in range(VARIANTS)]
-
-
-def _families(recipe: TransformerRecipe, samples: Sequence[Sample]) -> Sequence[list[list[str]]]:
-    """Captions that the text encoder must tell apart: family -> clip -> paraphrases."""
+def _families(
+    recipe: TransformerRecipe, samples: Sequence[Sample], text: TextEncoder
+) -> tuple[Callable[[int], Family], int]:
+    """Captions that the text encoder must tell apart, and how many families of them there are."""
     if isinstance(recipe.data, StorybookData):
-        return _Siblings(recipe.seed)
+        world = World(recipe.seed)
+        return cache(lambda n: [_told(clip, text) for clip in siblings(world, n, SIBLINGS)]), FAMILIES
     # Samples of other shapes show some of the same clips: each counts once.
     clips = list({tuple(sample.captions): sample.captions for sample in samples}.values())
-    return [[[words for _, words in captions]] for captions in clips]
+    return (lambda n: [[words for _, words in clips[n]]]), len(clips)
+
+
+def _told(clip: Clip, text: TextEncoder) -> list[str]:
+    """Captions of a clip, without those that would be cut if there are others: what differs may be cut."""
+    told = [tell(variant) for tell in (clip.short_caption, clip.dense_caption) for variant in range(VARIANTS)]
+    whole = [words for words in told if text.tokens(words) <= text.length]
+    return whole if len(whole) > 1 else told
 
 
 def _new_text(sizes: NewText, recipe: TransformerRecipe, samples: Sequence[Sample], run: Run) -> TextEncoder:
@@ -285,11 +275,16 @@ def _learn_text(
     text: TextEncoder, steps: int, recipe: TransformerRecipe, samples: Sequence[Sample], run: Run
 ) -> TextEncoder:
     """The encoder, after so many steps of telling captions apart in `folder/text`."""
-    families = _families(recipe, samples)
-    print(f"text: learning the captions of {len(families)} families of clips", flush=True)
+    family, families = _families(recipe, samples, text)
+    print(f"text: learning the captions of {families} families of clips", flush=True)
     model = text.model.float().requires_grad_(True)
     task = TextTask(
-        model, lambda told: tokenize(text.tokenizer, told, text.length), families, run.place, seed=recipe.seed
+        model,
+        lambda told: tokenize(text.tokenizer, told, text.length),
+        family,
+        families,
+        run.place,
+        seed=recipe.seed,
     )
     rates = {"model": Rates(matrix_lr=0.0, lr=1e-3, decay_from=0.2)}
     train(

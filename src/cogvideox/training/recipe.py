@@ -34,6 +34,7 @@ from cogvideox.data.mixture import Choice
 from cogvideox.data.storybook.rows import Part
 from cogvideox.models.discriminator import DiscriminatorSpec
 from cogvideox.models.specs import SPECS, ModelSpec, PositionPolicy, TransformerSpec, VAESpec
+from cogvideox.training.changes import set_value
 from cogvideox.training.lessons import JudgeStage
 from cogvideox.training.loop import Every, Rates, Span
 from cogvideox.training.lora import LoraSpec
@@ -295,8 +296,9 @@ class TransformerRecipe(Strict):
                 raise InputError("a new text encoder and an adapter are trained on a `manifest`, no `stream`")
             if self.data.kept:
                 raise InputError("a `stream` is never `kept`: its rows are encoded as they come")
-        if self.text_steps and not (self.start and isinstance(self.data, StorybookData)):
-            raise InputError("text_steps: only the text encoder of a `start` goes on learning, on Storybook")
+        learns = self.start and isinstance(self.data, StorybookData) and not isinstance(self, LoraRecipe)
+        if self.text_steps and not learns:
+            raise InputError("text_steps: the text encoder of a `start` goes on learning, on Storybook alone")
         if isinstance(self.data, StorybookData):
             _unique("parts", names := [part.name for part in self.data.parts])
             for name in (name for stage in self.stages for name in stage.mix if name not in KINDS):
@@ -306,7 +308,7 @@ class TransformerRecipe(Strict):
 
 
 class DiffusionRecipe(TransformerRecipe):
-    """Training of a transformer; of its text encoder first, if it has none."""
+    """Training of a transformer; first of its text encoder, if it has none or `text_steps` ask for it."""
 
     task: Literal["diffusion"]
 
@@ -353,37 +355,11 @@ def load_recipe(path: str | Path, changes: Sequence[str] = ()) -> AnyRecipe:
     except yaml.YAMLError as error:
         raise InputError(f"recipe {path} is not YAML: {' '.join(str(error).split())}") from None
     for change in changes:
-        _change(data, change)
+        set_value(data, change)
     try:
         return _ADAPTER.validate_python(data)
     except ValidationError as error:
         raise InputError(f"recipe {path}: {_told(error, data)}") from None
-
-
-def _change(data: Any, change: str) -> None:
-    """Set one value in place."""
-    where, equals, value = change.partition("=")
-    *parents, last = where.split(".")
-    if not equals or not last:
-        raise InputError(f"--set {change}: not KEY=VALUE, such as optimizer.lr=1e-4")
-    node = data
-    for part in parents:
-        if isinstance(node, dict):
-            node = node.setdefault(part, {})
-        else:
-            node = node[_place(node, part, change)]
-    try:
-        parsed = yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise InputError(f"--set {change}: {value!r} is not a YAML value") from None
-    node[last if isinstance(node, dict) else _place(node, last, change)] = parsed
-
-
-def _place(node: Any, part: str, change: str) -> int:
-    if isinstance(node, list) and part.isdecimal() and int(part) < len(node):
-        return int(part)
-    have = f"a list of {len(node)}" if isinstance(node, list) else repr(node)
-    raise InputError(f"--set {change}: there is no {part!r} in {have}")
 
 
 def _told(error: ValidationError, data: Any) -> str:

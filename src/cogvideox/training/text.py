@@ -86,21 +86,25 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, captions: list[str], length: in
     return torch.tensor(rows)
 
 
+Family = Sequence[Sequence[str]]
+"""The captions of each of some clips that show the same character in the same scene."""
+
+
 class _Pairs(Dataset[Any]):
     """Step -> one micro-batch: two captions of each clip of some families, those of one list, then their
     partners.
     """
 
-    def __init__(self, families: Sequence[Sequence[Sequence[str]]], *, seed: int, clips: int) -> None:
-        self.families, self.seed, self.clips = families, seed, clips
+    def __init__(self, family: Callable[[int], Family], families: int, *, seed: int, clips: int) -> None:
+        self.family, self.families, self.seed, self.clips = family, families, seed, clips
 
     def __getitem__(self, step: int) -> list[tuple[list[str], list[str]]]:
         draw = rng.generator(self.seed, "text-batch", step)
         chosen: list[Sequence[str]] = []
-        for index in draw.permutation(len(self.families)):
+        for index in draw.permutation(self.families).tolist():
             if len(chosen) >= self.clips:
                 break
-            chosen += self.families[index]
+            chosen += self.family(index)
         pairs = [draw.choice(captions, size=2, replace=False) for captions in chosen[: self.clips]]
         return [([str(a) for a, _ in pairs], [str(b) for _, b in pairs])]
 
@@ -120,16 +124,16 @@ class TextTask:
     InfoNCE between two captions of each clip of a batch. Of either only one token is looked at, any one, so
     that every token comes to carry what the caption says, and the transformer finds every difference in it.
     Trained with the transformer the encoder would forget what does not pay in the first steps, as characters.
-    `families` holds families of clips, each clip with its list of captions. Those of a family show the same
-    character in the same scene: where all clips of a batch differ in these, nothing else is learned, left
-    and right not either.
+    Clips come in `families`, of which `family` gives each: where all clips of a batch differ in who they show
+    and where, nothing else is learned, left and right not either.
     """
 
     def __init__(
         self,
         text: T5EncoderModel,
         tokenize: Callable[[list[str]], Tensor],
-        families: Sequence[Sequence[Sequence[str]]],
+        family: Callable[[int], Family],
+        families: int,
         place: Place,
         *,
         seed: int,
@@ -139,7 +143,7 @@ class TextTask:
     ) -> None:
         self.model = _Seen(text, width, seed).to(place.device)
         self.place, self.tokenize, self.seed, self.temperature = place, tokenize, seed, temperature
-        self._batches = _Pairs(families, seed=seed, clips=clips)
+        self._batches = _Pairs(family, families, seed=seed, clips=clips)
 
     def batches(self) -> Dataset[Any]:
         return self._batches

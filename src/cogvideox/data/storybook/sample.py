@@ -274,9 +274,9 @@ def transformed(
     rng: np.random.Generator, actor: Actor, where: Scene, duration: float, into: str | None = None
 ) -> Actor:
     """The same actor, turning into another character half way."""
-    others = [c for c in cast().values() if c.name != actor.character and mode_in(c, where) == actor.mode]
+    alike = [c for c in cast().values() if c.name != actor.character and mode_in(c, where) == actor.mode]
     return replace(
-        actor, becomes=into or one_of(rng, others).name, changes_at=duration * float(rng.uniform(0.45, 0.55))
+        actor, becomes=into or one_of(rng, alike).name, changes_at=duration * float(rng.uniform(0.45, 0.55))
     )
 
 

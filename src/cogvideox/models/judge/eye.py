@@ -1,7 +1,7 @@
 """The judge's eye: scene and style of a picture, who is where in it, and how parts of a clip moved.
 
-Shape legend: B clips, T frames, C channels, H W pixels or cells, P = H * W cells, K characters and the
-background, D width of the cells, G of the frames' features, Q questions, M width over time.
+Shape legend: N pictures, C channels, H W pixels or cells, K characters and the background, D width of the
+cells, A answers; of clips B, T frames, G parts along each side, S shifts.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What the judge reads from a series of frames: who was there, what happened, what each one did.
 
-Shape legend: B clips, T frames, C channels, H W pixels or cells, P = H * W cells, K characters and the
-background, D width of the cells, G of the frames' features, Q questions, M width over time.
+Shape legend: B clips, T frames, K characters and the background, A answers, G of the frames' features, D of
+a token; Q questions, M width over time.
 """
 
 from __future__ import annotations
