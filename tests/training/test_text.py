@@ -1,5 +1,6 @@
 """The text encoder's first training: captions of one clip come together, those of others apart."""
 
+import copy
 from functools import partial
 
 import torch
@@ -67,3 +68,21 @@ def test_families_stay_together():
         ]
         assert len(set(who[:4])) == len(set(who[4:])) == 1
         assert len(set(one)) == 8
+
+
+def test_an_encoder_stays_near_the_one_that_is_known(tmp_path):
+    """Trained by itself it goes far away; with `near` much less, and it still learns."""
+    moved = {}
+    for name in ("free", "near"):
+        learner = task()
+        before = copy.deepcopy(learner.model.text)
+        learner.near = before if name == "near" else None
+        train(
+            learner, tmp_path / name, {"model": Rates(matrix_lr=0.0, lr=5e-3, warmup=5)}, steps=60, workers=0
+        )
+        ids = learner.tokenize([caption for told in CAPTIONS for caption in told])
+        with torch.no_grad():
+            now, then = learner.model.text(input_ids=ids)[0], before(input_ids=ids)[0]
+        moved[name] = ((now - then).square().mean() / then.square().mean()).item()
+        assert min(found(learner, place) for place in range(8)) > 0.5
+    assert moved["near"] < 0.5 * moved["free"]

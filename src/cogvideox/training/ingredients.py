@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from transformers import T5EncoderModel
 
 from cogvideox.checkpoints.configs import read_json, read_record, read_vae
 from cogvideox.checkpoints.folder import Model, load_model, load_text, read_spec, read_tokenizer
@@ -161,7 +163,8 @@ class Ingredients:
         if home is not None:
             text = load_text(home / "text_encoder", home / "tokenizer", spec, *self._place)
             if steps := self.recipe.text_steps:
-                text = _learn_text(text, steps, self.recipe, self.store.samples, self.run)
+                near = copy.deepcopy(text.model)
+                text = _learn_text(text, steps, self.recipe, self.store.samples, self.run, near)
         elif sizes is None:
             raise InputError(
                 "a model needs a text encoder: give the sizes of a new one as `text`, or `start`"
@@ -272,9 +275,14 @@ def _new_text(sizes: NewText, recipe: TransformerRecipe, samples: Sequence[Sampl
 
 
 def _learn_text(
-    text: TextEncoder, steps: int, recipe: TransformerRecipe, samples: Sequence[Sample], run: Run
+    text: TextEncoder,
+    steps: int,
+    recipe: TransformerRecipe,
+    samples: Sequence[Sample],
+    run: Run,
+    near: T5EncoderModel | None = None,
 ) -> TextEncoder:
-    """The encoder, after so many steps of telling captions apart in `folder/text`."""
+    """The encoder, after so many steps of telling captions apart in `folder/text`; see `TextTask`."""
     family, families = _families(recipe, samples, text)
     print(f"text: learning the captions of {families} families of clips", flush=True)
     model = text.model.float().requires_grad_(True)
@@ -285,6 +293,7 @@ def _learn_text(
         families,
         run.place,
         seed=recipe.seed,
+        near=near,
     )
     rates = {"model": Rates(matrix_lr=0.0, lr=1e-3, decay_from=0.2)}
     train(

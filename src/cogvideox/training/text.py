@@ -140,9 +140,14 @@ class TextTask:
         clips: int = 128,
         width: int = 128,
         temperature: float = 0.1,
+        near: T5EncoderModel | None = None,
     ) -> None:
+        """`near`: an encoder from which this one should not move far, for a transformer has learned to read
+        it; the squared distance of their embeddings, over their squared length, is added to the loss.
+        """
         self.model = _Seen(text, width, seed).to(place.device)
         self.place, self.tokenize, self.seed, self.temperature = place, tokenize, seed, temperature
+        self.near = None if near is None else nn.Module.to(near, place.device)
         self._batches = _Pairs(family, families, seed=seed, clips=clips)
 
     def batches(self) -> Dataset[Any]:
@@ -157,6 +162,7 @@ class TextTask:
         ids, half = ids.to(self.place.device), self.place.dtype == torch.bfloat16
         with torch.autocast(self.place.device.type, torch.bfloat16, enabled=half):
             hidden_NLC = self.model.text(input_ids=ids)[0]
+            moved = self._moved(ids, hidden_NLC)
         rows, length = ids.shape
         place = torch.from_numpy(rng.generator(self.seed, "text-token", step).integers(length, size=rows))
         seen_ND = F.normalize(hidden_NLC[torch.arange(rows), place].float() @ self.model.head, dim=-1)
@@ -164,7 +170,16 @@ class TextTask:
         scores, partner = one @ other.T / self.temperature, torch.arange(len(one), device=one.device)
         loss = (F.cross_entropy(scores, partner) + F.cross_entropy(scores.T, partner)) / 2
         found = (scores.argmax(1) == partner).sum().item()
-        return Loss(loss * len(one), float(len(one)), {"found": (found, float(len(one)))})
+        metrics = {"found": (found, float(len(one))), "moved": (moved.item(), 1.0)}
+        return Loss((loss + moved) * len(one), float(len(one)), metrics)
+
+    def _moved(self, ids: Tensor, hidden_NLC: Tensor) -> Tensor:
+        """Squared distance from the encoder that this one stays near, over the square of its length."""
+        if self.near is None:
+            return hidden_NLC.new_zeros(())
+        with torch.no_grad():
+            before_NLC = self.near(input_ids=ids)[0].float()
+        return F.mse_loss(hidden_NLC.float(), before_NLC) / before_NLC.square().mean()
 
     def evaluate(self, weights: Mapping[str, dict[str, Tensor]], folder: Path, step: int) -> dict[str, float]:
         return {}
