@@ -93,6 +93,15 @@ def test_what_has_not_begun_may_change(tmp_path):
     begun(tmp_path, VAE, "seed=1")
 
 
+def test_a_run_whose_text_encoder_learns_has_begun(tmp_path):
+    home = begun(tmp_path)
+    (home / "checkpoints").rename(tmp_path / "elsewhere")
+    (home / "text").mkdir()
+    (tmp_path / "elsewhere").rename(home / "text" / "checkpoints")
+    with pytest.raises(InputError, match="seed was 0 and is now 1"):
+        begun(tmp_path, VAE, "seed=1")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

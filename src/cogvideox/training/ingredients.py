@@ -248,9 +248,13 @@ def _families(
     if isinstance(recipe.data, StorybookData):
         world = World(recipe.seed)
         return cache(lambda n: [_told(clip, text) for clip in siblings(world, n, SIBLINGS)]), FAMILIES
-    # Samples of other shapes show some of the same clips: each counts once.
-    clips = list({tuple(sample.captions): sample.captions for sample in samples}.values())
+    clips = _captions(samples)
     return (lambda n: [[words for _, words in clips[n]]]), len(clips)
+
+
+def _captions(samples: Sequence[Sample]) -> list[tuple[tuple[str, str], ...]]:
+    """Kinds and captions of each clip; samples of other shapes show some of the same ones."""
+    return list(dict.fromkeys(tuple(sample.captions) for sample in samples))
 
 
 def _told(clip: Clip, text: TextEncoder) -> list[str]:
@@ -263,11 +267,12 @@ def _told(clip: Clip, text: TextEncoder) -> list[str]:
 def _new_text(sizes: NewText, recipe: TransformerRecipe, samples: Sequence[Sample], run: Run) -> TextEncoder:
     """A text encoder trained by itself in `folder/text`; from then on it is frozen, as T5 is in the paper."""
     home = run.folder / "tokenizer"
-    run.ranks.lead(lambda: _make_tokenizer(sizes, samples, home))
+    clips = _captions(samples)
+    run.ranks.lead(lambda: _make_tokenizer(sizes, clips, home))
     tokenizer = read_tokenizer(home)
     length, width = recipe.model.transformer.text_length, recipe.model.transformer.text_dim
-    for kind in dict(samples[0].captions):
-        told = [words for sample in samples[:400] for name, words in sample.captions if name == kind]
+    for kind in dict(clips[0]):
+        told = [words for captions in clips[:400] for name, words in captions if name == kind]
         cut = [len(tokenizer(words)["input_ids"]) > length for words in told]
         print(f"text: {sum(cut) / len(cut):.0%} of {kind} captions are longer than {length} tokens, and cut")
     model = new_t5(sizes, width, len(tokenizer))
@@ -311,11 +316,9 @@ def _learn_text(
     return TextEncoder(text.tokenizer, model, text.length)
 
 
-def _make_tokenizer(sizes: NewText, samples: Sequence[Sample], home: Path) -> None:
+def _make_tokenizer(sizes: NewText, clips: Sequence[Sequence[tuple[str, str]]], home: Path) -> None:
     """The tokenizer of the run, made from the captions of its clips the first time."""
     if not home.is_dir():
-        words = (
-            words for captions in dict.fromkeys(tuple(s.captions) for s in samples) for _, words in captions
-        )
+        words = (words for captions in clips for _, words in captions)
         with atomic_path(home) as partial:
             make_tokenizer(words, sizes.vocabulary).save_pretrained(partial)

@@ -182,12 +182,8 @@ class Trainer:
 
     def state(self) -> State:
         """All that a run needs to go on."""
-        here = {
-            "step": self.step,
-            "stage": self.stage(self.step).name,
-            "skipped": self.skipped,
-            "bad": self.bad,
-        }
+        here = {"step": self.step, "stage": self.stage(self.step).name}
+        here |= {"skipped": self.skipped, "bad": self.bad}
         if isinstance(self.task, Stateful):
             here["data"] = self.task.state()
         return {"run": here} | {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()}

@@ -162,7 +162,8 @@ class TextTask:
         ids, half = ids.to(self.place.device), self.place.dtype == torch.bfloat16
         with torch.autocast(self.place.device.type, torch.bfloat16, enabled=half):
             hidden_NLC = self.model.text(input_ids=ids)[0]
-            moved = self._moved(ids, hidden_NLC)
+            with torch.no_grad():
+                before_NLC = None if self.near is None else self.near(input_ids=ids)[0].float()
         rows, length = ids.shape
         place = torch.from_numpy(rng.generator(self.seed, "text-token", step).integers(length, size=rows))
         seen_ND = F.normalize(hidden_NLC[torch.arange(rows), place].float() @ self.model.head, dim=-1)
@@ -170,16 +171,12 @@ class TextTask:
         scores, partner = one @ other.T / self.temperature, torch.arange(len(one), device=one.device)
         loss = (F.cross_entropy(scores, partner) + F.cross_entropy(scores.T, partner)) / 2
         found = (scores.argmax(1) == partner).sum().item()
-        metrics = {"found": (found, float(len(one))), "moved": (moved.item(), 1.0)}
-        return Loss((loss + moved) * len(one), float(len(one)), metrics)
-
-    def _moved(self, ids: Tensor, hidden_NLC: Tensor) -> Tensor:
-        """Squared distance from the encoder that this one stays near, over the square of its length."""
-        if self.near is None:
-            return hidden_NLC.new_zeros(())
-        with torch.no_grad():
-            before_NLC = self.near(input_ids=ids)[0].float()
-        return F.mse_loss(hidden_NLC.float(), before_NLC) / before_NLC.square().mean()
+        metrics = {"found": (found, float(len(one)))}
+        if before_NLC is not None:
+            moved = F.mse_loss(hidden_NLC.float(), before_NLC) / before_NLC.square().mean()
+            metrics["moved"] = (moved.item(), 1.0)
+            loss = loss + moved
+        return Loss(loss * len(one), float(len(one)), metrics)
 
     def evaluate(self, weights: Mapping[str, dict[str, Tensor]], folder: Path, step: int) -> dict[str, float]:
         return {}

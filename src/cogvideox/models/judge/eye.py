@@ -120,8 +120,9 @@ class Eye(nn.Module):
         self.fine, self.coarse = nn.Conv2d(c8, spec.width, 1), nn.Conv2d(c16, spec.width, 1)
         self.norm = nn.GroupNorm(8, spec.width)
         self.name = nn.Conv2d(spec.width, spec.answers["character"] + 1, 1)
+        assert self.name.bias is not None
         with torch.no_grad():
-            self.name.bias[-1] = 5.0  # type: ignore[index]  # at first nobody is seen anywhere
+            self.name.bias[-1] = 5.0  # at first nobody is seen anywhere
         self.box = nn.Conv2d(spec.width, 4, 1)
         self.about = nn.Linear(c16, sum(spec.pictures.values()))
 
